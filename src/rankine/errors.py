@@ -1,0 +1,23 @@
+"""The one exception a user can cause: a sentence that says what was expected, found, and to do."""
+
+
+class UserError(Exception):
+    """A user's mistake. The command line prints the message and exits with code 2."""
+
+    exit_code = 2
+
+
+class BudgetError(UserError):
+    """A budget or an acceptance rule that cannot be met. Exit code 3."""
+
+    exit_code = 3
+
+
+def suggest(name: str, known: "list[str] | tuple[str, ...]") -> str:
+    """`'; did you mean "svd"?'` or the list of what exists: the tail of an unknown-name error."""
+    import difflib
+
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if near:
+        return f'did you mean "{near[0]}"?'
+    return "known: " + ", ".join(sorted(known))

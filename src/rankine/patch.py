@@ -1,0 +1,289 @@
+"""What stands where: the only result of a method, and the only thing that operates on a model.
+
+A Rankine checkpoint is a dense architecture plus a patch. Fitting returns patches, the journal
+stores them, the swap applies them, bits are counted on them, config.json is a patch without its
+tensors, and the loader applies it on meta. It works for any `nn.Module`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rankine import structures
+from rankine.errors import UserError
+from rankine.structures.base import Parts, Structure, has_bias, matrix, weight_shape
+
+
+@dataclass(frozen=True)
+class Patch:
+    """Modules, their tensors, and the few fields of the model's config that change.
+
+    - `modules`: module path → the structure that stands there.
+    - `tensors`: full tensor name → value (absent in a patch read from config.json).
+    - `tied`: tensor name → the tensor name whose storage it shares.
+    - `config`: model config field → value.
+    - `adapter`: module paths whose parts are saved beside the base (a PEFT folder).
+    """
+
+    modules: Mapping[str, Structure] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    tied: Mapping[str, str] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    adapter: frozenset[str] = frozenset()
+
+    # -- build ----------------------------------------------------------------------------------
+    @classmethod
+    def of(
+        cls, path: str, structure: Structure, parts: Parts, bias: Tensor | None = None
+    ) -> Patch:
+        """The patch that puts `structure` with `parts` (and a bias) at `path`."""
+        tensors = {f"{path}.{name}": tensor for name, tensor in parts.items()}
+        if bias is not None:
+            tensors[f"{path}.{structure.bias_name}"] = bias
+        return cls({path: structure}, tensors)
+
+    def __or__(self, later: Patch) -> Patch:
+        """Both, the later one winning where they meet. A module that `later` replaces takes the
+        earlier one's tensors, ties and inner patches with it."""
+        gone = tuple(p + "." for p in later.modules)
+
+        def stays(name: str) -> bool:
+            return not (name + ".").startswith(gone) if gone else True
+
+        return Patch(
+            {**{p: s for p, s in self.modules.items() if stays(p)}, **later.modules},
+            {**{n: t for n, t in self.tensors.items() if stays(n)}, **later.tensors},
+            {
+                **{a: b for a, b in self.tied.items() if stays(a) and stays(b)},
+                **later.tied,
+            },
+            {**self.config, **later.config},
+            frozenset(p for p in self.adapter if stays(p)) | later.adapter,
+        )
+
+    def __bool__(self) -> bool:
+        return bool(self.modules or self.tensors or self.tied or self.config)
+
+    # -- count ----------------------------------------------------------------------------------
+    def bits(self) -> int:
+        """Stored bits of all tensors, tied ones once."""
+        return sum(
+            t.numel() * t.element_size() * 8
+            for name, t in self.tensors.items()
+            if name not in self.tied
+        )
+
+    # -- apply ----------------------------------------------------------------------------------
+    def swap(self, model: nn.Module, prefix: str = "") -> list[str]:
+        """Put the modules (on meta) in place; returns the paths that were found.
+
+        `prefix` is the model's base prefix ("model"): a checkpoint of another head class has its
+        paths with or without it (integration: path prefixes).
+        """
+        found = []
+        # Outer modules first: a later stage may address parts of an earlier structure.
+        for path in sorted(self.modules, key=lambda p: p.count(".")):
+            place = resolve(model, path, prefix)
+            if place is None:
+                continue
+            replace_module(model, place, self.modules[path].module(model.get_submodule(place)))
+            found.append(place)
+        return found
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """Swap and fill in place. Tensors the patch does not carry keep the model's own (a bias);
+        raises UserError when a module would be left without one of its tensors."""
+        old = dict(model.state_dict(keep_vars=True))
+        devices = {path: _device(model, path) for path in self.modules}
+        self.swap(model)
+        for path in self.modules:
+            module = model.get_submodule(path)
+            self._fill(module, path, old, devices[path])
+        for name, tensor in self.tensors.items():
+            if not any(name.startswith(path + ".") for path in self.modules):
+                _assign(model, name, tensor)
+        self.tie(model)
+        apply_config(model, self.config)
+        return model
+
+    def _fill(
+        self, module: nn.Module, path: str, old: Mapping[str, Tensor], device: torch.device
+    ) -> None:
+        structure = self.modules[path]
+        for name, slot in list(module.state_dict(keep_vars=True).items()):
+            if slot.device.type != "meta":
+                continue
+            full = f"{path}.{name}"
+            value = self.tensors.get(full)
+            if value is None and full in self.tied:
+                value = self.tensors.get(self.tied[full])
+            if value is None and name == structure.bias_name:
+                value = old.get(f"{path}.bias")
+                if value is None and isinstance(structure, structures.LowRank):
+                    value = torch.zeros(slot.shape, dtype=slot.dtype)
+            if value is None:
+                if any(p != path and full.startswith(p + ".") for p in self.modules):
+                    continue  # an inner module of this patch fills it
+                raise UserError(f"expected a tensor {full} in the patch, found none")
+            if tuple(value.shape) != tuple(slot.shape):
+                raise UserError(
+                    f"expected {full} of shape {tuple(slot.shape)}, found {tuple(value.shape)}"
+                )
+            _assign(module, name, value.to(device))
+
+    def tie(self, model: nn.Module) -> None:
+        """Make tied parameters the same object, and tell transformers about them."""
+        for name, source in self.tied.items():
+            owner, leaf = _owner(model, name)
+            source_owner, source_leaf = _owner(model, source)
+            setattr(owner, leaf, getattr(source_owner, source_leaf))
+        if self.tied:
+            from rankine.compat import declare_tied
+
+            declare_tied(model, self.tied)
+
+    # -- read and write -------------------------------------------------------------------------
+    def to_json(self) -> dict[str, Any]:
+        """The patch without its tensors: what config.json holds."""
+        return {
+            "modules": {p: s.to_json() for p, s in sorted(self.modules.items())},
+            "tied": dict(sorted(self.tied.items())),
+            "config": dict(self.config),
+            "adapter": sorted(self.adapter),
+        }
+
+    @classmethod
+    def from_json(
+        cls, data: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None
+    ) -> Patch:
+        """Inverse of `to_json`; raises UserError on unknown structures."""
+        return cls(
+            {p: structures.from_json(s) for p, s in data.get("modules", {}).items()},
+            dict(tensors or {}),
+            dict(data.get("tied", {})),
+            dict(data.get("config", {})),
+            frozenset(data.get("adapter", ())),
+        )
+
+    def without_tensors(self) -> Patch:
+        """The plan of this patch."""
+        return replace(self, tensors={})
+
+
+def resolve(model: nn.Module, path: str, prefix: str = "") -> str | None:
+    """The path as given, else without or with the base prefix, else None."""
+    candidates = [path]
+    if prefix:
+        candidates += [path.removeprefix(prefix + "."), f"{prefix}.{path}"]
+    for candidate in candidates:
+        try:
+            model.get_submodule(candidate)
+        except AttributeError:
+            continue
+        return candidate
+    return None
+
+
+def replace_module(model: nn.Module, path: str, new: nn.Module) -> None:
+    """Put `new` at `path`, keeping the training mode of what stood there."""
+    parent, _, leaf = path.rpartition(".")
+    owner = model.get_submodule(parent) if parent else model
+    new.train(getattr(owner, leaf).training)
+    setattr(owner, leaf, new)
+
+
+def dense_patch(model: nn.Module, paths: list[str] | None = None) -> Patch:
+    """The patch that merges structured modules back into plain weights (all of them, or `paths`)."""
+    merged = Patch()
+    for path, module in list(model.named_modules()):
+        structure = getattr(module, "structure", None)
+        if not isinstance(structure, Structure) or (paths is not None and path not in paths):
+            continue
+        if isinstance(module, nn.Embedding) or structure.kind == "dense":
+            continue
+        parent = path.rpartition(".")[0]
+        if parent and isinstance(getattr(model.get_submodule(parent), "structure", None), Structure):
+            continue  # a term of a sum: the sum merges as a whole
+        if not structure.mergeable:
+            raise UserError(f"{path} has a function between its factors: it has no dense weight")
+        with torch.no_grad():
+            weight = module.weight.detach().clone()  # type: ignore[operator,union-attr]
+        bias = module.bias.detach().clone() if has_bias(module) else None  # type: ignore
+        merged |= Patch.of(path, structures.Dense(), {"weight": weight}, bias)
+    return merged
+
+
+def narrow(model: nn.Module, rows: Mapping[str, Tensor], columns: Mapping[str, Tensor]) -> Patch:
+    """The patch that keeps the given output rows and input columns of dense weights.
+
+    Coupled units (an FFN unit, a KV group, a hidden dimension) name what lives or dies together;
+    this one function slices them, biases included.
+    """
+    patch = Patch()
+    for path in {**rows, **columns}:
+        module = model.get_submodule(path)
+        w = matrix(module)
+        bias = getattr(module, "bias", None)
+        if path in rows:
+            w = w[rows[path]]
+            bias = bias[rows[path]] if bias is not None else None
+        if path in columns:
+            w = w[:, columns[path]]
+        shape = (w.shape[0], w.shape[1])
+        parts = {"weight": w.detach().clone().contiguous()}
+        patch |= Patch.of(path, structures.Dense(shape), parts, bias)
+    return patch
+
+
+def stored_bits(model: nn.Module, path: str) -> int:
+    """Bits of the tensors below a module, without a bias that the dense layer had too."""
+    module = model.get_submodule(path)
+    structure = getattr(module, "structure", None)
+    skip = "" if structure is None else structure.bias_name
+    adds_bias = bool(getattr(structure, "bias", False))
+    total = 0
+    for name, tensor in module.state_dict().items():
+        if name in (skip, "bias") and not adds_bias:
+            continue
+        total += tensor.numel() * tensor.element_size() * 8
+    return total
+
+
+def dense_shape(module: nn.Module) -> tuple[int, int]:
+    """(outputs, inputs) of a module, structured or not."""
+    return weight_shape(module)
+
+
+def apply_config(model: nn.Module, fields: Mapping[str, Any]) -> None:
+    """Set changed fields on the model's config, where it has one."""
+    config = getattr(model, "config", None)
+    for name, value in fields.items():
+        if config is not None:
+            setattr(config, name, value)
+
+
+def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    parent, _, leaf = name.rpartition(".")
+    return (model.get_submodule(parent) if parent else model), leaf
+
+
+def _assign(model: nn.Module, name: str, value: Tensor) -> None:
+    owner, leaf = _owner(model, name)
+    if leaf in owner._buffers:
+        owner._buffers[leaf] = value
+        return
+    trainable = value.is_floating_point()
+    owner._parameters[leaf] = nn.Parameter(value.detach(), requires_grad=trainable)
+
+
+def _device(model: nn.Module, path: str) -> torch.device:
+    try:
+        tensor = next(model.get_submodule(path).parameters(), None)
+    except AttributeError:
+        tensor = None
+    return tensor.device if tensor is not None else torch.device("cpu")

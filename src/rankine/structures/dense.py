@@ -1,0 +1,48 @@
+"""A plain weight: untouched, or of another width (what pruning and Nyström emit)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from rankine.budget import Option
+from rankine.metric import Metric
+from rankine.structures.base import Parts, Structure, dtype_of, has_bias, meta_linear, weight_shape
+
+
+@dataclass(frozen=True)
+class Dense(Structure):
+    """The dense weight. `shape` (outputs, inputs) when it differs from what stood there."""
+
+    kind: ClassVar[str] = "dense"
+    trainable: ClassVar[tuple[str, ...]] = ("weight",)
+    shape: tuple[int, int] | None = None
+
+    def encode(self, w: Tensor, metric: Metric, start: Parts | None = None) -> Parts:
+        """The weight itself."""
+        if self.shape is not None and tuple(w.shape[-2:]) != self.shape:
+            raise ValueError(f"expected a weight of shape {self.shape}, found {tuple(w.shape)}")
+        return {"weight": w}
+
+    def decode(self, parts: Mapping[str, Tensor]) -> Tensor:
+        """The weight itself."""
+        return parts["weight"]
+
+    def bits(self, shape: Sequence[int], dtype: torch.dtype) -> int:
+        """numel × bits of the dtype."""
+        o, i = self.shape or tuple(shape[-2:])
+        return math.prod(shape[:-2]) * o * i * dtype.itemsize * 8
+
+    def curve(self, w: Tensor, metric: Metric, dtype: torch.dtype | None = None) -> list[Option]:
+        """One point, without loss."""
+        return [Option(self, self.bits(w.shape, dtype or w.dtype), 0.0)]
+
+    def module(self, like: nn.Module) -> nn.Module:
+        """A plain linear layer."""
+        o, i = self.shape or weight_shape(like)
+        return meta_linear(i, o, has_bias(like), dtype_of(like))

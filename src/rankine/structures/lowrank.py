@@ -1,0 +1,254 @@
+"""Two factors: W ≈ up · down, optionally with a function between them, optionally pivoted."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from rankine.budget import Option
+from rankine.errors import UserError
+from rankine.linalg import lowrank, pivot
+from rankine.metric import Metric
+from rankine.structures.base import Parts, Structure, dtype_of, has_bias, meta_linear, weight_shape
+
+ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU, "sigmoid": nn.Sigmoid}
+PIVOT_DTYPE = torch.int32
+
+
+@dataclass(frozen=True)
+class LowRank(Structure):
+    """W ≈ B A of the given rank: children `down` (A: inputs → rank) and `up` (B: rank → outputs).
+
+    - `view`: "channel" for linear layers, "table" for embeddings (`down` is then the table).
+    - `act`: a function between the factors; the weight cannot be merged then.
+    - `pivoted`: PIFA's storage form: `down` holds `rank` rows of Ŵ, `up` the other rows'
+      coefficients, `pivots` their places: rank² numbers fewer, the same matrix up to rounding.
+    - `bias`: the module adds a bias even where the dense one had none (centred fits).
+    """
+
+    kind: ClassVar[str] = "low_rank"
+    trainable: ClassVar[tuple[str, ...]] = ("down.weight", "up.weight")
+
+    rank: int
+    view: str = "channel"
+    act: str | None = None
+    pivoted: bool = False
+    bias: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.rank, int) or isinstance(self.rank, bool) or self.rank < 1:
+            raise UserError(f"expected a rank of at least 1, found {self.rank!r}")
+        if self.view not in ("channel", "table"):
+            raise UserError(f'expected view "channel" or "table", found {self.view!r}')
+        if self.act is not None and self.act not in ACTIVATIONS:
+            raise UserError(f"expected act among {sorted(ACTIVATIONS)}, found {self.act!r}")
+        if self.pivoted and (self.act is not None or self.view == "table"):
+            raise UserError("the pivoted form stores a linear layer without a function inside")
+
+    @property
+    def mergeable(self) -> bool:  # type: ignore[override]
+        """Only without a function between the factors."""
+        return self.act is None
+
+    @property
+    def bias_name(self) -> str:  # type: ignore[override]
+        """The up factor adds the bias, except pivoted, where rows are scattered first."""
+        return "bias" if self.pivoted else "up.bias"
+
+    # -- pure functions -------------------------------------------------------------------------
+    def encode(self, w: Tensor, metric: Metric, start: Parts | None = None) -> Parts:
+        """The best rank-r pair in the metric (see linalg.lowrank), balanced; float64 inside."""
+        self._check(w.shape)
+        if metric.off_data == "zero":
+            b, a = self._encode_on_data(w, metric)
+        else:
+            pt = metric.left(w)
+            m = metric.inputs.right(pt) if metric.inputs is not None else pt
+            b, a = lowrank.factors(lowrank.spectrum(m, pt), self.rank, pt, metric.left_inverse)
+        return self.parts(b, a, w.dtype)
+
+    def _encode_on_data(self, w: Tensor, metric: Metric) -> tuple[Tensor, Tensor]:
+        # A = V_rᵀ S⁻¹ scaled by the singular values: rows stay in the range of the data.
+        m = metric.whiten(w)
+        u, s, v = torch.linalg.svd(m, full_matrices=False)
+        kept = torch.where(s > 1e-7 * s[..., :1], s, 0.0)
+        r = self.rank
+        b = metric.left_inverse(u[..., :r] * kept[..., None, :r])
+        a = v[..., :r, :]
+        a = metric.inputs.right_inverse(a) if metric.inputs is not None else a
+        return lowrank.balance(b, torch.where(kept[..., :r, None] > 0, a, 0.0))
+
+    def parts(self, b_or: Tensor, a_ri: Tensor, dtype: torch.dtype) -> Parts:
+        """Named tensors of this storage form for the product B A."""
+        if self.pivoted:
+            rows, coefficients, pivots = pivot.encode(b_or, a_ri)
+            return {
+                "down.weight": rows.to(dtype).contiguous(),
+                "up.weight": coefficients.to(dtype).contiguous(),
+                "pivots": pivots,
+            }
+        down = a_ri.mT if self.view == "table" else a_ri
+        return {"down.weight": down.to(dtype).contiguous(), "up.weight": b_or.to(dtype).contiguous()}
+
+    def decode(self, parts: Mapping[str, Tensor]) -> Tensor:
+        """B A (a matrix exists only without a function inside)."""
+        if self.act is not None:
+            raise UserError(f'"{self.act}" between the factors: there is no single weight')
+        down, up = parts["down.weight"], parts["up.weight"]
+        if self.pivoted:
+            return pivot.decode(down, up, parts["pivots"])
+        return up @ (down.mT if self.view == "table" else down)
+
+    def bits(self, shape: Sequence[int], dtype: torch.dtype) -> int:
+        """r(i + o) numbers; pivoted r(i + o) − r² and r indices; plus an added bias."""
+        o, i = shape[-2:]
+        r = self.rank
+        number = dtype.itemsize * 8
+        total = (r * (i + o) - (r * r if self.pivoted else 0)) * number
+        total += r * PIVOT_DTYPE.itemsize * 8 if self.pivoted else 0
+        total += o * number if self.bias else 0
+        return math.prod(shape[:-2]) * total
+
+    def curve(self, w: Tensor, metric: Metric, dtype: torch.dtype | None = None) -> list[Option]:
+        """All ranks that store less than the dense weight, from one spectrum."""
+        dtype = dtype or w.dtype
+        pt = metric.left(w)
+        m = metric.inputs.right(pt) if metric.inputs is not None else pt
+        tails = lowrank.spectrum(m).tails
+        losses = (metric.scale * tails).reshape(-1, tails.shape[-1]).sum(0).tolist()
+        dense = math.prod(w.shape) * dtype.itemsize * 8
+        options = []
+        for rank in range(1, min(w.shape[-2:]) + 1):
+            sized = dataclasses.replace(self, rank=rank)
+            bits = sized.bits(w.shape, dtype)
+            if bits < dense:
+                options.append(Option(sized, bits, losses[rank]))
+        return options
+
+    def _check(self, shape: Sequence[int]) -> None:
+        if self.rank > min(shape[-2:]):
+            raise UserError(
+                f"expected a rank of at most {min(shape[-2:])} for a {tuple(shape[-2:])} weight, "
+                f"found {self.rank}"
+            )
+        if self.pivoted and len(shape) > 2:
+            raise UserError("the pivoted form stores one matrix at a time")
+
+    # -- module ---------------------------------------------------------------------------------
+    def module(self, like: nn.Module) -> nn.Module:
+        """`LowRankLinear` or `LowRankEmbedding` on meta."""
+        o, i = weight_shape(like)
+        self._check((o, i))
+        dtype = dtype_of(like)
+        if isinstance(like, nn.Embedding) != (self.view == "table"):
+            raise UserError(
+                f'view "{self.view}" does not fit a {type(like).__name__}: '
+                'embeddings want "table", linear layers "channel"'
+            )
+        if isinstance(like, nn.Embedding):
+            return LowRankEmbedding(self, i, o, like.padding_idx, dtype)
+        bias = has_bias(like) or self.bias
+        if self.pivoted:
+            return PivotedLinear(self, i, o, bias, dtype)
+        return LowRankLinear(self, i, o, bias, dtype)
+
+
+class LowRankLinear(nn.Module):
+    """y = up(act(down(x))): two plain linear layers, so PEFT, ONNX and compile see linears."""
+
+    def __init__(self, structure: LowRank, i: int, o: int, bias: bool, dtype: torch.dtype):
+        super().__init__()
+        self.structure = structure
+        self.in_features, self.out_features = i, o
+        self.down = meta_linear(i, structure.rank, False, dtype)
+        self.up = meta_linear(structure.rank, o, bias, dtype)
+        self.act = ACTIVATIONS[structure.act]() if structure.act else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., inputs) → (..., outputs)."""
+        h = self.down(x)
+        return self.up(h if self.act is None else self.act(h))
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense (o, i) weight, rebuilt at each access: slow, for code that insists on it."""
+        return self.structure.decode({"down.weight": self.down.weight, "up.weight": self.up.weight})
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias, which the up factor adds."""
+        return self.up.bias
+
+    def extra_repr(self) -> str:
+        """Sizes for print(model)."""
+        return f"in_features={self.in_features}, out_features={self.out_features}"
+
+
+class PivotedLinear(nn.Module):
+    """y_p = down(x), y_rest = up(y_p), then the rows take their places."""
+
+    def __init__(self, structure: LowRank, i: int, o: int, bias: bool, dtype: torch.dtype):
+        super().__init__()
+        self.structure = structure
+        self.in_features, self.out_features = i, o
+        r = structure.rank
+        self.down = meta_linear(i, r, False, dtype)
+        self.up = meta_linear(r, o - r, False, dtype)
+        self.register_buffer("pivots", torch.empty(r, dtype=PIVOT_DTYPE, device="meta"))
+        shape = torch.empty(o, dtype=dtype, device="meta") if bias else None
+        self.bias = nn.Parameter(shape) if shape is not None else None
+        self._places: Tensor | None = None
+
+    def places(self) -> Tensor:
+        """(o,) where each output row comes from in [pivot rows, other rows]; computed once."""
+        pivots = self.pivots
+        assert isinstance(pivots, Tensor)
+        if self._places is None or self._places.device != pivots.device:
+            order = torch.cat([pivots.long(), pivot.others(pivots, self.out_features)])
+            self._places = order.argsort()
+        return self._places
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., inputs) → (..., outputs)."""
+        y_pivot = self.down(x)
+        y = torch.cat([y_pivot, self.up(y_pivot)], -1).index_select(-1, self.places())
+        return y if self.bias is None else y + self.bias
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense (o, i) weight, rebuilt at each access."""
+        pivots = self.pivots
+        assert isinstance(pivots, Tensor)
+        return pivot.decode(self.down.weight, self.up.weight, pivots)
+
+    def extra_repr(self) -> str:
+        """Sizes for print(model)."""
+        return f"in_features={self.in_features}, out_features={self.out_features}, pivoted"
+
+
+class LowRankEmbedding(nn.Module):
+    """ids → up(table[ids])."""
+
+    def __init__(self, structure: LowRank, v: int, d: int, padding: int | None, dtype: torch.dtype):
+        super().__init__()
+        self.structure = structure
+        self.num_embeddings, self.embedding_dim, self.padding_idx = v, d, padding
+        # nn.Embedding zeroes its padding row at construction, which meta tensors cannot do.
+        self.down = nn.Embedding(v, structure.rank, device="meta", dtype=dtype)
+        self.down.padding_idx = padding
+        self.up = meta_linear(structure.rank, d, False, dtype)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(...) ids → (..., width)."""
+        return self.up(self.down(ids))
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense (vocabulary, width) table, rebuilt at each access."""
+        return self.down.weight @ self.up.weight.mT
