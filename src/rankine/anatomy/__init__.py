@@ -1,0 +1,71 @@
+"""What a model is made of, per architecture family; by path, so compressed models read alike."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from torch import nn
+
+from rankine.anatomy.layouts import FAMILIES, Layout
+from rankine.anatomy.parts import Anatomy, Attention, Block, Mlp, Target, Weight
+from rankine.anatomy.targets import weight_targets
+from rankine.anatomy.walk import LayoutError, family, generic
+
+__all__ = [
+    "Anatomy",
+    "Attention",
+    "Block",
+    "Layout",
+    "Mlp",
+    "Target",
+    "Weight",
+    "describe",
+    "generic",
+    "register",
+    "weight_targets",
+]
+
+Describe = Callable[[nn.Module], Anatomy]
+
+_log = logging.getLogger(__name__)
+_registered: dict[type[nn.Module] | str, Describe | Layout] = {}
+
+
+def register(key: type[nn.Module] | str, description: Describe | Layout) -> None:
+    """Describe your own architecture: a module class (its subclasses too) or a
+    `config.model_type`, and a function model → Anatomy, or a `Layout`. The latest one wins, also
+    over a built-in family."""
+    _registered[key] = description
+
+
+def describe(model: nn.Module) -> Anatomy:
+    """The anatomy of a model, dense or compressed, on any device, meta included.
+
+    A registered class comes first, then a registered model type, then the built-in families. An
+    unknown model, or one that does not follow its family's layout (with a logged warning), gets
+    the generic walk.
+    """
+    model_type = str(getattr(getattr(model, "config", None), "model_type", "") or "")
+    description = _description(model, model_type)
+    if description is None:
+        return generic(model)
+    if not isinstance(description, Layout):
+        return description(model)
+    try:
+        return family(model, description, model_type or type(model).__name__)
+    except LayoutError as mismatch:
+        _log.warning(
+            "expected the layout of %s, found %s: reading it as an unknown model (register it to "
+            "describe its attention)",
+            model_type or type(model).__name__,
+            mismatch,
+        )
+        return generic(model)
+
+
+def _description(model: nn.Module, model_type: str) -> Describe | Layout | None:
+    for cls in type(model).__mro__:
+        if cls in _registered:
+            return _registered[cls]
+    return _registered.get(model_type) or FAMILIES.get(model_type)

@@ -1,0 +1,165 @@
+"""What a model is made of, as values: weights, blocks, and the targets that methods bid on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from rankine.errors import UserError
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One matrix that a method may replace: y = x Wᵀ (an embedding is a map on one-hot ids).
+
+    - `path`: the module that owns it, such as "model.layers.0.self_attn.q_proj".
+    - `role`: q k v o gate up down qkv embedding head linear.
+    - `block`: index of its block, -1 outside.
+    - `shape`: (outputs, inputs), whatever stands there now.
+    - `operator`: linear | conv1d | embedding.
+    - `reads`: key of the activation it reads = path of the first module in execution order that
+      reads it; q, k, v share one, gate and up share one. Statistics are keyed by it.
+    - `rows`: for a fused matrix, (role, start, stop) of each part's output rows.
+    - `bias`: does the module add one?
+    - `tied_with`: name of the earlier tensor whose storage it shares.
+    """
+
+    path: str
+    role: str
+    block: int
+    shape: tuple[int, int]
+    operator: str
+    reads: str
+    rows: tuple[tuple[str, int, int], ...] = ()
+    bias: bool = False
+    tied_with: str | None = None
+
+
+@dataclass(frozen=True)
+class Attention:
+    """An attention layer: sizes as they stand (a pruned layer has fewer heads than the config).
+
+    `path` is the module that calls the attention function; `q`, `k`, `v`, `o` are module paths,
+    the first three the same one where they are fused. `scale` multiplies q·k. `rotary` is
+    "half" (halves of a head are paired), "interleaved" (neighbours are) or None;
+    `rotary_fraction` is the turned part of a head. `bias`: q, k or v add one. `window` is the
+    sliding window in tokens.
+    """
+
+    path: str
+    heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float
+    rotary: str | None
+    rotary_fraction: float
+    qk_norm: bool
+    bias: bool
+    window: int | None
+    q: str
+    k: str
+    v: str
+    o: str
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """A feed-forward layer: down(act(gate) · up), or down(act(up)) where there is no gate."""
+
+    path: str
+    width: int
+    gate: str | None
+    up: str
+    down: str
+    activation: str
+
+
+@dataclass(frozen=True)
+class Block:
+    """One layer of the stack. `steps` are in execution order: the weights of one step read the
+    same activation, such as (q, k, v) → (o,) → (gate, up) → (down,)."""
+
+    path: str
+    index: int
+    attention: Attention | None
+    mlp: Mlp | None
+    steps: tuple[tuple[Weight, ...], ...]
+
+    @property
+    def weights(self) -> tuple[Weight, ...]:
+        """All weights, in execution order."""
+        return tuple(weight for step in self.steps for weight in step)
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """A described model.
+
+    `family` is the model type, or "generic". `outside` holds what no block does: embeddings, head,
+    others, in registration order. `prefix` is the base model's prefix ("model"), whether or not a
+    head stands around it. `embedding`, `head`, `norm` are the paths of the token embedding, the
+    output layer and the final norm, where they are known.
+    """
+
+    family: str
+    blocks: tuple[Block, ...]
+    outside: tuple[Weight, ...] = ()
+    prefix: str = ""
+    embedding: str | None = None
+    head: str | None = None
+    norm: str | None = None
+
+    @property
+    def weights(self) -> tuple[Weight, ...]:
+        """Block weights in execution order, then those outside."""
+        return self.linears + self.outside
+
+    @property
+    def linears(self) -> tuple[Weight, ...]:
+        """The weights inside blocks, in execution order."""
+        return tuple(weight for block in self.blocks for weight in block.weights)
+
+    def weight(self, path: str) -> Weight:
+        """The weight at a path; raises UserError with a few real paths when there is none."""
+        if path not in self._by_path:
+            known = "; ".join(list(self._by_path)[:3])
+            raise UserError(f'expected the path of a weight (such as {known}), found "{path}"')
+        return self._by_path[path]
+
+    @cached_property
+    def _by_path(self) -> dict[str, Weight]:
+        return {weight.path: weight for weight in self.weights}
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is fitted together: the unit of bidding, fitting and journalling.
+
+    `kind`: weight | residual | group | pair | attention | mlp | table.
+    """
+
+    weights: tuple[Weight, ...]
+    kind: str = "weight"
+
+    @property
+    def id(self) -> str:
+        """Stable and unique: the path of a plain weight, else the kind and all paths."""
+        if self.kind == "weight" and len(self.weights) == 1:
+            return self.weights[0].path
+        return f"{self.kind}:{'+'.join(self.members)}"
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Paths of the weights, in order."""
+        return tuple(weight.path for weight in self.weights)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(outputs, inputs) of the only weight; raises ValueError where there are several."""
+        (weight,) = self.weights
+        return weight.shape
+
+    @property
+    def block(self) -> int:
+        """Index of the first weight's block, -1 outside."""
+        return self.weights[0].block

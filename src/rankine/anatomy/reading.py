@@ -1,0 +1,118 @@
+"""What the walks look up in a model: which modules are weights, and what each is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from rankine.anatomy.parts import Weight
+from rankine.structures.base import Structure, has_bias, weight_shape
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A model with what the walks look up: its weights' modules by path, in registration order,
+    the structured modules that are no matrix (nothing below them is a weight), and the first
+    name of each parameter (for ties; identity, because tensors on meta have no storage)."""
+
+    model: nn.Module
+    leaves: Mapping[str, nn.Module]
+    opaque: frozenset[str]
+    first_names: Mapping[int, str]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Reading:
+        """Read a model."""
+        leaves: dict[str, nn.Module] = {}
+        opaque: set[str] = set()
+        for path, module in _leaves(model, "", {id(model)}):
+            if _is_weight(module):
+                leaves[path] = module
+            else:
+                opaque.add(path)
+        first_names: dict[int, str] = {}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            first_names.setdefault(id(parameter), name)
+        return cls(model, leaves, frozenset(opaque), first_names)
+
+    def weight(self, path: str, role: str, block: int, reads: str | None = None) -> Weight:
+        """The weight at a path."""
+        module = self.leaves[path]
+        shape = weight_shape(module)
+        return Weight(
+            path,
+            role,
+            block,
+            shape,
+            operator(module),
+            path if reads is None else reads,
+            thirds(shape[0]) if role == "qkv" else (),
+            has_bias(module),
+            self._tied_with(path, module),
+        )
+
+    def hidden(self, path: str) -> bool:
+        """Does the path lead to or into a structured module that is no matrix?"""
+        return any((path + ".").startswith(outer + ".") for outer in self.opaque)
+
+    def module(self, path: str) -> nn.Module | None:
+        """The module at a path, None where there is none."""
+        try:
+            return self.model.get_submodule(path)
+        except AttributeError:
+            return None
+
+    def _tied_with(self, path: str, module: nn.Module) -> str | None:
+        for name, parameter in module.named_parameters():
+            first = self.first_names[id(parameter)]
+            if not name.endswith("bias") and not first.startswith(path + "."):
+                return first
+        return None
+
+
+def operator(module: nn.Module) -> str:
+    """linear | conv1d | embedding."""
+    if hasattr(module, "num_embeddings"):
+        return "embedding"
+    return "conv1d" if type(module).__name__ == "Conv1D" else "linear"
+
+
+def thirds(rows: int) -> tuple[tuple[str, int, int], ...]:
+    """Row ranges of a fused q·k·v matrix of equal parts."""
+    size = rows // 3
+    return tuple((role, i * size, (i + 1) * size) for i, role in enumerate("qkv"))
+
+
+def _is_structured(module: nn.Module) -> bool:
+    return isinstance(getattr(module, "structure", None), Structure)
+
+
+def _is_weight(module: nn.Module) -> bool:
+    if _is_structured(module):
+        return hasattr(module, "in_features") or hasattr(module, "num_embeddings")
+    if isinstance(module, nn.Embedding):
+        # Scaled and offset tables, learned positions: a plain table cannot stand there.
+        return type(module).forward is nn.Embedding.forward
+    if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
+        return False  # torch's own attention reads its tensors and never calls it
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def _leaves(module: nn.Module, path: str, seen: set[int]) -> Iterator[tuple[str, nn.Module]]:
+    """Weights and structured modules below a module, each object once, at its first path."""
+    for name, child in module.named_children():
+        if id(child) in seen:
+            continue
+        seen.add(id(child))
+        below = join(path, name)
+        if _is_weight(child) or _is_structured(child):
+            yield below, child
+        else:
+            yield from _leaves(child, below, seen)
+
+
+def join(*parts: str) -> str:
+    """A dotted path; empty parts vanish."""
+    return ".".join(part for part in parts if part)

@@ -1,0 +1,47 @@
+"""Which weights a run works on: everything inside the blocks, or what globs say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from rankine.anatomy.parts import Anatomy, Target, Weight
+from rankine.errors import UserError
+
+
+def weight_targets(
+    anatomy: Anatomy, include: Sequence[str] = (), exclude: Sequence[str] = ()
+) -> list[Target]:
+    """One target per weight, in execution order.
+
+    Without `include`: every linear inside a block, no embedding, no head. With it: every weight of
+    the model whose path matches one of its globs, wherever it stands. `exclude` then takes its
+    matches away. Raises UserError on a glob that matches no weight, and when nothing is left.
+    """
+    for glob in (*include, *exclude):
+        _check(anatomy, glob)
+    if include:
+        chosen = [w for w in anatomy.weights if _matches(w, include)]
+    else:
+        chosen = [w for w in anatomy.linears if w.operator != "embedding"]
+    kept = [w for w in chosen if not _matches(w, exclude)]
+    if not kept:
+        raise UserError(
+            "expected at least one weight to compress, found none: "
+            + ("include and exclude leave nothing" if chosen else "the model has no linear layer")
+        )
+    return [Target((weight,)) for weight in kept]
+
+
+def _matches(weight: Weight, globs: Sequence[str]) -> bool:
+    return any(fnmatchcase(weight.path, glob) for glob in globs)
+
+
+def _check(anatomy: Anatomy, glob: str) -> None:
+    if not any(_matches(weight, (glob,)) for weight in anatomy.weights):
+        # One path per role shows the naming scheme best.
+        examples = {weight.role: weight.path for weight in reversed(anatomy.weights)}
+        shown = ", ".join(list(examples.values())[-4:]) or "none"
+        raise UserError(
+            f'expected a glob that matches the path of a weight, found "{glob}"; paths: {shown}'
+        )
