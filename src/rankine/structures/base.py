@@ -98,9 +98,9 @@ def from_json(data: Mapping[str, Any]) -> Structure:
 def weight_shape(like: nn.Module) -> tuple[int, int]:
     """(outputs, inputs) of the matrix a module stands for."""
     if hasattr(like, "in_features") and hasattr(like, "out_features"):
-        return int(like.out_features), int(like.in_features)
-    if isinstance(like, nn.Embedding):
-        return like.embedding_dim, like.num_embeddings
+        return int(like.out_features), int(like.in_features)  # type: ignore[arg-type]
+    if hasattr(like, "num_embeddings") and hasattr(like, "embedding_dim"):  # factored ones too
+        return int(like.embedding_dim), int(like.num_embeddings)  # type: ignore[arg-type]
     if type(like).__name__ == "Conv1D":  # transformers' GPT-2 linear, stored transposed
         weight = like.weight
         return int(weight.shape[1]), int(weight.shape[0])  # type: ignore[index,union-attr]
