@@ -1,0 +1,266 @@
+"""Methods: a frozen dataclass of knobs with the paper's defaults, a card, and narrow protocols.
+
+A compression method is four choices: target, metric, structure, budget rule. Each verb below has
+a default, so a method's file holds only what differs (read methods/svd.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.metadata
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from rankine.anatomy import Anatomy, Target, Weight, weight_targets
+from rankine.budget import Allocator, Bid, Option, Uniform
+from rankine.errors import UserError, suggest
+from rankine.metric import Metric
+from rankine.patch import Patch
+from rankine.statistics import Moment, Need, OutputGradient
+from rankine.structures import Dense, LowRank, Structure
+
+ENTRY_POINTS = "rankine.methods"
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a method is, for catalogues and legality. `takes` and `gives` name module kinds and
+    data; `after` and `before` say which families may stand on either side in a recipe."""
+
+    name: str
+    title: str
+    reference: str
+    family: str
+    summary: str
+    takes: tuple[str, ...] = ("linear",)
+    needs: tuple[str, ...] = ()
+    gives: tuple[str, ...] = ("low_rank",)
+    after: tuple[str, ...] = ("dense",)
+    before: tuple[str, ...] = ("heal", "adapter")
+    ours: bool = False
+
+
+class Source(Protocol):
+    """The stage's input, tensor by tensor."""
+
+    def weight(self, weight: Weight) -> Tensor:
+        """The (o, i) matrix, in its stored dtype."""
+
+    def cross(self, weight: Weight) -> Tensor | None:
+        """E[x x'ᵀ] of dense and compressed inputs (anchored streams only)."""
+
+
+class Evidence(Protocol):
+    """What the survey (or the compressed stream) measured."""
+
+    def inputs(self, weight: Weight) -> Moment: ...
+
+    def gradient(self, weight: Weight, need: OutputGradient) -> Moment: ...
+
+
+class Bench(Protocol):
+    """What an allocation rule that probes may ask for."""
+
+    def fit(self, target: str, option: Option) -> Patch:
+        """The patch of one option of one target, from the survey's statistics."""
+
+    def probe(self, patch: Patch) -> float:
+        """Calibration loss (mean per term) with the patch in place minus without."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """Base of every method: knobs are its fields, `card` says what it is."""
+
+    card: ClassVar[Card]
+
+    @property
+    def name(self) -> str:
+        """The name users type."""
+        return self.card.name
+
+    def knobs(self) -> dict[str, Any]:
+        """Field → value."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+
+
+@dataclass(frozen=True)
+class Compressor(Method):
+    """Closed-form methods, driven by `pipeline`. Every verb has a default: plain SVD."""
+
+    #: Which inputs the solve sees: the dense model's, the compressed prefix's, or both
+    #: (anchored: reproduce the dense outputs from the compressed inputs).
+    stream: ClassVar[Literal["dense", "compressed", "anchored"]] = "dense"
+
+    def targets(
+        self, anatomy: Anatomy, include: Sequence[str] = (), exclude: Sequence[str] = ()
+    ) -> list[Target]:
+        """What is replaced; default: each linear weight of every block by itself."""
+        return weight_targets(anatomy, include, exclude)
+
+    def needs(self, target: Target) -> frozenset[Need]:
+        """What must be measured for a target; default: nothing."""
+        return frozenset()
+
+    def metric(self, target: Target, evidence: Evidence) -> Metric:
+        """The norm its error is measured in; default: Frobenius."""
+        return Metric()
+
+    def goal(self, target: Target, source: Source, evidence: Evidence) -> Tensor:
+        """The matrix to approximate; default: the weight."""
+        return source.weight(target.weights[0])
+
+    @property
+    def template(self) -> Structure:
+        """The structure whose curve is bid; its size is a placeholder."""
+        return LowRank(1)
+
+    def bid(self, target: Target, goal: Tensor, metric: Metric, dtype: torch.dtype) -> Bid:
+        """Dense, and every size of the template. Losses are those of `metric`."""
+        structure = self.structure(target)
+        curve = structure.curve(goal, metric, dtype)
+        options = [dataclasses.replace(option, by=self.name) for option in curve]
+        return dense_bid(target, goal, dtype, options)
+
+    def structure(self, target: Target) -> Structure:
+        """The template for one target (a centred fit may add a bias where there is none)."""
+        return self.template
+
+    def fit(
+        self, target: Target, choice: Structure, goal: Tensor, metric: Metric, dtype: torch.dtype
+    ) -> Patch:
+        """The patch that puts `choice` in the target's place, parts in `dtype`."""
+        if isinstance(choice, Dense):
+            return Patch()
+        weight = target.weights[0]
+        parts = choice.encode(goal, metric)
+        stored = {n: t.to(dtype) if t.is_floating_point() else t for n, t in parts.items()}
+        bias = metric.implied_bias(goal, choice.decode(stored)) if metric.mean_i is not None else None
+        return Patch.of(weight.path, choice, stored, bias)
+
+    @property
+    def allocator(self) -> Allocator:
+        """The budget rule; default: the same share for every target."""
+        return Uniform()
+
+    def allocate(self, bids: Sequence[Bid], bits: int, bench: Bench) -> dict[str, Option]:
+        """One option per target within `bits`; rules that probe use `bench`."""
+        return self.allocator.allocate(bids, bits)
+
+
+def dense_bid(
+    target: Target, goal: Tensor, dtype: torch.dtype, options: Sequence[Option]
+) -> Bid:
+    """A bid with the dense weight as its last option, so that nothing ever grows."""
+    dense = Option(Dense(), goal.numel() * dtype.itemsize * 8, 0.0)
+    kept = tuple(option for option in options if option.bits < dense.bits)
+    role = target.weights[0].role
+    return Bid(target.id, target.members, (*kept, dense), goal.numel() * 16, group=role)
+
+
+# -- discovery ------------------------------------------------------------------------------------
+M = TypeVar("M", bound=type[Method])
+_METHODS: dict[str, type[Method]] = {}
+
+
+def method(cls: M) -> M:
+    """Class decorator: makes a method known by its card's name."""
+    name = cls.card.name
+    if name in _METHODS and _METHODS[name].__module__ != cls.__module__:
+        raise UserError(
+            f'two methods are called "{name}": {_METHODS[name].__module__} and {cls.__module__}; '
+            "rename one or uninstall its package"
+        )
+    _METHODS[name] = cls
+    return cls
+
+
+def catalogue() -> dict[str, type[Method]]:
+    """Every method: ours and those other packages offer (entry-point group `rankine.methods`)."""
+    package = importlib.import_module("rankine.methods")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"rankine.methods.{module.name}")
+    for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
+        entry.load()
+    return dict(sorted(_METHODS.items()))
+
+
+def get(name: str | Method, knobs: Mapping[str, Any] | None = None) -> Method:
+    """The method of that name with the given knobs; raises UserError on unknown ones."""
+    if isinstance(name, Method):
+        return dataclasses.replace(name, **(knobs or {}))
+    known = catalogue()
+    if name not in known:
+        raise UserError(f'unknown method "{name}"; {suggest(name, list(known))}')
+    cls = known[name]
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    values = {}
+    for knob, value in (knobs or {}).items():
+        if knob not in fields:
+            raise UserError(f'{name} has no knob "{knob}"; {suggest(knob, list(fields))}')
+        values[knob] = convert(value, fields[knob], name)
+    return cls(**values)
+
+
+def convert(value: Any, field: dataclasses.Field[Any], owner: str) -> Any:
+    """A knob's value as its type (command lines give strings); raises UserError."""
+    kind = str(field.type)
+    if value is None and "None" in kind:
+        return None
+    base = kind.replace(" | None", "")
+    parse: dict[str, Callable[[Any], Any]] = {
+        "bool": _parse_bool,
+        "int": _parse_int,
+        "float": float,
+        "str": str,
+    }
+    if isinstance(value, str) and value.lower() == "none" and "None" in kind:
+        return None
+    if base not in parse:
+        if base.startswith("tuple"):
+            items = value.split(",") if isinstance(value, str) else value
+            return tuple(items)
+        return value
+    try:
+        return parse[base](value)
+    except (TypeError, ValueError):
+        raise UserError(
+            f"expected {owner}.{field.name} to be {base}, found {value!r}"
+        ) from None
+
+
+def _parse_bool(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    text = str(value).lower()
+    if text in ("true", "yes", "on", "1"):
+        return True
+    if text in ("false", "no", "off", "0"):
+        return False
+    raise ValueError(value)
+
+
+def _parse_int(value: Any) -> int:
+    if isinstance(value, bool) or (isinstance(value, float) and value != int(value)):
+        raise ValueError(value)
+    return int(value)
+
+
+__all__ = [
+    "Bench",
+    "Card",
+    "Compressor",
+    "Evidence",
+    "Method",
+    "Source",
+    "catalogue",
+    "dense_bid",
+    "get",
+    "method",
+]

@@ -1,0 +1,104 @@
+"""What is measured at one tensor, summed in float64, so that the result does not depend on how
+the calibration data was batched or ordered (up to float64 rounding)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class InputMoment:
+    """Need: E[x xᵀ] and E[x] of what a weight reads."""
+
+
+@dataclass(frozen=True)
+class OutputGradient:
+    """Need: E[g gᵀ] of the loss's gradient with respect to what a weight writes, per position.
+
+    g is the gradient of the sum of the example's loss terms, so ½ E[g gᵀ] is in units of one
+    term (nats per token for a language model). `middle`: share of each example's positions used,
+    around its centre; `clip`: each position's norm is brought into [1/clip, clip] × its example's
+    mean (KFAC-SVD 2026: this keeps outliers from collapsing the rank).
+    """
+
+    middle: float = 1.0
+    clip: float | None = None
+
+
+Need = InputMoment | OutputGradient
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Second moment `h_nn` (float64, mean over positions), mean `mean_n`, number of positions."""
+
+    h_nn: Tensor
+    mean_n: Tensor
+    count: int
+
+    @property
+    def covariance(self) -> Tensor:
+        """H − μ μᵀ."""
+        return self.h_nn - torch.outer(self.mean_n, self.mean_n)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """For the journal."""
+        return {"h": self.h_nn, "mean": self.mean_n, "count": torch.tensor(self.count)}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Moment:
+        """Inverse of `tensors`."""
+        return cls(tensors["h"], tensors["mean"], int(tensors["count"]))
+
+
+class MomentSum:
+    """Running Σ x xᵀ, Σ x and count; `add` takes (positions, n) rows."""
+
+    def __init__(self) -> None:
+        self.h_nn: Tensor | None = None
+        self.sum_n: Tensor | None = None
+        self.count = 0
+
+    def add(self, x_tn: Tensor, other_tn: Tensor | None = None) -> None:
+        """Add rows; with `other_tn` the cross moment Σ other xᵀ instead of Σ x xᵀ."""
+        if x_tn.shape[0] == 0:
+            return
+        x = x_tn.double()
+        left = x if other_tn is None else other_tn.double()
+        if self.h_nn is None or self.sum_n is None:
+            self.h_nn = x.new_zeros(left.shape[1], x.shape[1])
+            self.sum_n = x.new_zeros(x.shape[1])
+        self.h_nn.addmm_(left.mT, x)
+        self.sum_n += x.sum(0)
+        self.count += x.shape[0]
+
+    def mean(self) -> Moment:
+        """The moment; raises ValueError when nothing was added."""
+        if self.h_nn is None or self.sum_n is None:
+            raise ValueError("no positions were measured")
+        return Moment(self.h_nn / self.count, self.sum_n / self.count, self.count)
+
+
+def clip_rows(g_btn: Tensor, clip: float | None) -> Tensor:
+    """Scale each position's gradient so that its norm lies in [1/clip, clip] × the example's
+    mean norm. A zero gradient stays zero."""
+    if clip is None:
+        return g_btn
+    norm = torch.linalg.vector_norm(g_btn, dim=-1, keepdim=True)
+    mean = norm.mean(-2, keepdim=True)
+    wanted = torch.minimum(torch.maximum(norm, mean / clip), mean * clip)
+    return torch.where(norm > 0, g_btn * (wanted / norm.clamp_min(1e-38)), g_btn)
+
+
+def middle_positions(mask_bt: Tensor, share: float) -> Tensor:
+    """The mask restricted to the middle share of each example's own positions."""
+    if share >= 1:
+        return mask_bt
+    order = mask_bt.cumsum(-1) - 1
+    length = mask_bt.sum(-1, keepdim=True)
+    cut = ((1 - share) / 2 * length).floor()
+    return mask_bt & (order >= cut) & (order < length - cut)

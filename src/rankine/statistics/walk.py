@@ -1,0 +1,156 @@
+"""The model block by block: one boundary of activations at a time, whatever the model's depth.
+
+A first pass with every block bypassed records what each block is called with (masks, rotary
+tables) and the first boundary. Blocks then run alone, forwards or, with gradients, backwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rankine.anatomy import Anatomy, Block
+from rankine.tasks.task import Task
+
+
+@dataclass
+class Call:
+    """What one block is called with, apart from the hidden states."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    hidden_name: str | None = None
+
+    def run(self, block: nn.Module, hidden: Tensor) -> Tensor:
+        """The block's output hidden states."""
+        if self.hidden_name is not None:
+            out = block(*self.args, **{self.hidden_name: hidden, **self.kwargs})
+        else:
+            out = block(hidden, *self.args, **self.kwargs)
+        return out[0] if isinstance(out, tuple) else out
+
+
+@contextmanager
+def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Let `module` run another function inside the block."""
+    had = "forward" in module.__dict__
+    old = module.__dict__.get("forward")
+    module.forward = forward  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        if had:
+            module.forward = old  # type: ignore[method-assign,assignment]
+        else:
+            del module.forward
+
+
+@contextmanager
+def listening(
+    hooks: Sequence[tuple[nn.Module, Callable[..., Any], bool]],
+) -> Iterator[None]:
+    """Forward hooks (module, hook, before?) for the duration of the context."""
+    handles = [
+        m.register_forward_pre_hook(h) if before else m.register_forward_hook(h)
+        for m, h, before in hooks
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class Walk:
+    """The calibration batches at the boundary before some block of one model."""
+
+    def __init__(self, model: nn.Module, anatomy: Anatomy, task: Task, batches: Sequence[Any]):
+        self.model, self.anatomy, self.task = model, anatomy, task
+        self.batches = list(batches)
+        self.masks = [task.mask(batch) for batch in self.batches]
+        self.calls: list[list[Call]] = []
+        self.hidden: list[Tensor] = []
+        for batch in self.batches:
+            calls, first = self._record(batch)
+            self.calls.append(calls)
+            self.hidden.append(first)
+
+    @property
+    def positions_per_term(self) -> float:
+        """Positions that feed one term of the loss: about 1 for language models, the sequence
+        length for a classifier. Gradient moments are scaled by it, so that half of them predicts
+        the change of the mean loss term."""
+        positions = sum(int(mask.sum()) for mask in self.masks)
+        terms = sum(float(self.task.terms(batch).sum()) for batch in self.batches)
+        return positions / max(terms, 1.0)
+
+    @property
+    def whole(self) -> bool:
+        """A model without a list of blocks is walked as one block: itself."""
+        return self.anatomy.blocks[0].path == ""
+
+    def module(self, block: Block) -> nn.Module:
+        """The module of a block."""
+        return self.model.get_submodule(block.path)
+
+    @torch.no_grad()
+    def _record(self, batch: Any) -> tuple[list[Call], Tensor]:
+        if self.whole:
+            return [Call()], torch.empty(0)
+        calls: list[Call] = []
+        first: list[Tensor] = []
+
+        def bypass(*args: Any, **kwargs: Any) -> Tensor:
+            if args:
+                call, hidden = Call(args[1:], kwargs), args[0]
+            else:
+                name = next(n for n, v in kwargs.items() if isinstance(v, Tensor))
+                hidden = kwargs.pop(name)
+                call = Call((), kwargs, name)
+            calls.append(call)
+            if not first:
+                first.append(hidden.detach())
+            return hidden
+
+        with ExitStack() as stack:
+            for block in self.anatomy.blocks:
+                stack.enter_context(replaced_forward(self.module(block), bypass))
+            self.task.run(self.model, batch)
+        return calls, first[0]
+
+    def forward(self, block: Block, index: int, hidden: Tensor, module: nn.Module | None = None):
+        """Run one block (or `module` in its place) on batch `index`."""
+        module = module or self.module(block)
+        if self.whole:
+            return self.task.run(self.model, self.batches[index])
+        return self.calls[index][block.index].run(module, hidden)
+
+    @torch.no_grad()
+    def advance(self, block: Block, module: nn.Module | None = None) -> None:
+        """Move the boundary behind a block."""
+        if not self.whole:
+            self.hidden = [self.forward(block, n, h, module) for n, h in enumerate(self.hidden)]
+
+    def tail(self, index: int, hidden: Tensor) -> Any:
+        """The model's outputs from the boundary behind its last block: its own norm and head run,
+        on the given hidden states."""
+        last = self.anatomy.blocks[-1]
+
+        def through(*args: Any, **kwargs: Any) -> Tensor:
+            return args[0] if args else next(v for v in kwargs.values() if isinstance(v, Tensor))
+
+        with ExitStack() as stack:
+            for block in self.anatomy.blocks[:-1]:
+                stack.enter_context(replaced_forward(self.module(block), through))
+            stack.enter_context(replaced_forward(self.module(last), lambda *a, **k: hidden))
+            return self.task.run(self.model, self.batches[index])
+
+    def loss(self, index: int, outputs: Any) -> Tensor:
+        """Sum of the loss terms of one batch (examples × their terms)."""
+        batch = self.batches[index]
+        return (self.task.loss(outputs, batch) * self.task.terms(batch)).sum()
