@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -16,3 +16,44 @@ def declare_tied(model: Any, tied: Mapping[str, str]) -> None:
         if hasattr(model, name):
             old = getattr(model, name) or {}
             setattr(model, name, {**dict(old), **tied})
+
+
+def register_quantization(name: str, config_class: type, quantizer_class: type) -> None:
+    """Register a quantization method, unless the name is taken (by a reload, or a second copy of
+    the package): transformers' own decorators raise then."""
+    from transformers.quantizers import auto
+
+    auto.AUTO_QUANTIZATION_CONFIG_MAPPING.setdefault(name, config_class)
+    auto.AUTO_QUANTIZER_MAPPING.setdefault(name, quantizer_class)
+
+
+def auto_classes(config: Any) -> dict[str, str]:
+    """Auto class → model class for this config, e.g. AutoModelForCausalLM → LlamaForCausalLM."""
+    from transformers.models.auto import modeling_auto
+    from transformers.models.auto.auto_factory import _BaseAutoModelClass
+
+    found = {}
+    for name, auto_class in vars(modeling_auto).items():
+        if not (isinstance(auto_class, type) and issubclass(auto_class, _BaseAutoModelClass)):
+            continue
+        mapping: Any = getattr(auto_class, "_model_mapping", None)
+        if mapping is not None and type(config) in mapping:
+            model_class = mapping[type(config)]
+            if isinstance(model_class, (list, tuple)):
+                model_class = model_class[0]
+            found[name] = model_class.__name__
+    return found
+
+
+def tied_names(model: Any) -> dict[str, str]:
+    """Target → source of every tie transformers knows of in this model."""
+    return dict(getattr(model, "all_tied_weights_keys", None) or {})
+
+
+def forget_tied(model: Any, names: Iterable[str]) -> None:
+    """Undo declarations: these parameters have their own storage."""
+    gone = set(names)
+    for attribute in ("_tied_weights_keys", "all_tied_weights_keys"):
+        old = getattr(model, attribute, None)
+        if old:
+            setattr(model, attribute, {k: v for k, v in dict(old).items() if k not in gone})

@@ -106,7 +106,7 @@ class Patch:
             self._fill(module, path, old, devices[path])
         for name, tensor in self.tensors.items():
             if not any(name.startswith(path + ".") for path in self.modules):
-                _assign(model, name, tensor)
+                assign(model, name, tensor)
         self.tie(model)
         apply_config(model, self.config)
         return model
@@ -134,7 +134,7 @@ class Patch:
                 raise UserError(
                     f"expected {full} of shape {tuple(slot.shape)}, found {tuple(value.shape)}"
                 )
-            _assign(module, name, value.to(device))
+            assign(module, name, value.to(device))
 
     def tie(self, model: nn.Module) -> None:
         """Make tied parameters the same object, and tell transformers about them."""
@@ -272,7 +272,8 @@ def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
     return (model.get_submodule(parent) if parent else model), leaf
 
 
-def _assign(model: nn.Module, name: str, value: Tensor) -> None:
+def assign(model: nn.Module, name: str, value: Tensor) -> None:
+    """Put a tensor into the slot of that name, meta or not; floating parameters are trainable."""
     owner, leaf = _owner(model, name)
     if leaf in owner._buffers:
         owner._buffers[leaf] = value

@@ -1,0 +1,11 @@
+"""Checkpoints: written beside and then renamed, read by transformers itself, exported elsewhere.
+
+Nothing here imports transformers at its top but `hf`, which is imported while transformers
+itself is only half imported (see `rankine._register`).
+"""
+
+from rankine.checkpoint.journal import Journal
+from rankine.checkpoint.load import ModelInfo, directory_bytes, load, open_model
+from rankine.checkpoint.save import patch_of, save
+
+__all__ = ["Journal", "ModelInfo", "directory_bytes", "load", "open_model", "patch_of", "save"]

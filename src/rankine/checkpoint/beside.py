@@ -1,0 +1,98 @@
+"""Write beside, then rename: an output directory is whole or not there."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from rankine.checkpoint.form import CONFIG, PATCH
+from rankine.errors import UserError
+
+
+def check_output(directory: Path, force: bool) -> None:
+    """Raises UserError unless `directory` may be written: it is new, or `force` and it is empty
+    or a model. Meant to be called before any work as well."""
+    if not os.path.lexists(directory):
+        return
+    if not force:
+        raise UserError(
+            f"expected a new output directory, found {directory}: choose another one, or "
+            "--force to replace it"
+        )
+    if directory.is_symlink() or not directory.is_dir():
+        raise UserError(f"expected a directory to replace, found a file or a link at {directory}")
+    known = {CONFIG, PATCH, "adapter_config.json"}
+    if any(directory.iterdir()) and not any((directory / name).is_file() for name in known):
+        raise UserError(
+            f"expected a model directory to replace, found something else in {directory}: "
+            "empty it yourself, or choose another output"
+        )
+
+
+@contextmanager
+def written_beside(directory: Path, force: bool = False) -> Iterator[Path]:
+    """A temporary sibling to write into; on success it takes the place of `directory`.
+
+    On any exception, KeyboardInterrupt included, the sibling is removed and what stood at
+    `directory` stays. Raises UserError for an output that may not be written and for a disk that
+    cannot take it.
+    """
+    directory = Path(os.path.abspath(directory))
+    check_output(directory, force)
+    with _disk_errors(directory):
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    try:
+        with _disk_errors(directory):
+            yield beside
+            beside.chmod(0o777 & ~_umask())
+            check_output(directory, force)
+            _take_place(beside, directory)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+
+
+def _take_place(beside: Path, directory: Path) -> None:
+    if not directory.exists():
+        beside.rename(directory)
+        return
+    # Two renames: at every moment one whole copy exists, and an error puts the old one back.
+    old = Path(tempfile.mkdtemp(prefix=f".{directory.name}.old.", dir=directory.parent))
+    directory.rename(old)
+    try:
+        beside.rename(directory)
+    except BaseException:
+        old.rename(directory)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _disk_errors(directory: Path) -> Iterator[None]:
+    """A full or read-only disk is the user's to mend: one sentence instead of a traceback."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise UserError(f"expected to write {directory}, found: {error}") from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
+            raise
+        with suppress(OSError):
+            free = shutil.disk_usage(directory.parent).free
+            detail = f"{error.strerror}, {free / 2**30:.1f} GiB free"
+            raise UserError(f"expected to write {directory}, found: {detail}") from error
+        raise UserError(f"expected to write {directory}, found: {error.strerror}") from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,80 @@
+"""The model card and what it inherits: licence, base model, notices."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rankine.checkpoint.form import CARD
+
+NOTICES = re.compile(r"(licen[cs]e|notice|copying|use_policy|third[-_]party)", re.IGNORECASE)
+INHERITED = ("license", "license_name", "license_link", "base_model", "language", "datasets")
+
+TEXT = """# {name}, made smaller with Rankine
+
+A dense architecture with some of its modules replaced by smaller ones (`quantization_config` in
+`config.json` lists them; the format is open, see rankine's `docs/format.md`).
+
+## Load it
+
+```python
+import rankine  # before loading: it tells transformers about the format
+model = rankine.load("{name}")  # or {auto}.from_pretrained("{name}")
+```
+
+`import rankine` is needed. Without it transformers only warns about an unknown method and fills
+the replaced modules with random numbers. Where no import is possible,
+`{auto}.from_pretrained("{name}", trust_remote_code=True)` does it through
+`modeling_rankine.py` in this directory (rankine must be installed).
+
+`model.to(dtype)` works; `.half()` and `.float()` are refused by transformers for every model
+with a quantization config.
+"""
+
+
+def notices(source: Path) -> list[Path]:
+    """Licence and notice files of a model directory."""
+    return sorted(p for p in source.iterdir() if p.is_file() and NOTICES.match(p.name))
+
+
+def front_matter(source: Path) -> dict[str, Any]:
+    """The YAML head of a model directory's README, or nothing."""
+    try:
+        text = (source / CARD).read_text(encoding="utf-8")
+        found = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
+        data = yaml.safe_load(found[1]) if found else None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return {}
+    return dict(data) if isinstance(data, Mapping) else {}
+
+
+def inherited(source: Path | None, base: str | None) -> dict[str, Any]:
+    """Card fields taken over from the input: its licence and languages, and what it is based on.
+
+    A licence file without a card says `license: other` and links to the file.
+    """
+    fields: dict[str, Any] = {}
+    if source is not None:
+        card = front_matter(source)
+        fields = {key: card[key] for key in INHERITED if card.get(key)}
+        licences = [p for p in notices(source) if p.name.lower().startswith("licen")]
+        if "license" not in fields and licences:
+            fields |= {"license": "other", "license_link": licences[0].name}
+    if base is not None:
+        fields["base_model"] = base
+    return fields
+
+
+def card(name: str, auto: str, fields: Mapping[str, Any], cost: str) -> str:
+    """The whole README.md; `cost` is markdown of the caller: what was lost and what was won."""
+    head = {"library_name": "transformers", "tags": ["rankine"], **fields}
+    body = TEXT.format(name=name, auto=auto)
+    if "license" not in fields:
+        body += "\nThe input stated no licence: ask its makers before passing this on.\n"
+    if cost:
+        body += f"\n## What it cost\n\n{cost.strip()}\n"
+    return f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---\n\n{body}"

@@ -1,0 +1,229 @@
+"""Reads checkpoints: ours, dense ones, the embedded model; a directory, a hub id, any module."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from rankine.checkpoint.form import (
+    CONFIG,
+    PATCH,
+    check_version,
+    read_json,
+    tensor_names,
+    weight_files,
+)
+from rankine.errors import UserError
+from rankine.patch import Patch, assign
+
+EMBEDDED = "embedded"
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Where an opened model came from: what the user typed, and the local directory if any."""
+
+    spec: str
+    directory: Path | None
+    patch: Patch
+
+
+def load(where: str | Path, *, into: nn.Module | None = None, **kwargs: Any) -> Any:
+    """The model of a checkpoint, in its own class (`architectures` of config.json).
+
+    `where` is a directory or a hub id; keywords go to transformers' `from_pretrained`, `dtype`
+    defaults to "auto" (as saved). With `into`, the patch and all tensors go into that module,
+    built by the caller as the dense architecture; it is returned.
+
+    Raises UserError for a path that is missing, no model, or damaged. The network is used for a
+    hub id only, and not with HF_HUB_OFFLINE.
+    """
+    if into is not None:
+        return _load_into(Path(where), into)
+    directory = local_directory(str(where))
+    if directory is not None:
+        check_directory(directory)
+        if not (directory / CONFIG).is_file():
+            raise UserError(
+                f"expected a transformers model in {directory}, found a plain torch checkpoint: "
+                "build the module yourself and call rankine.load(directory, into=module)"
+            )
+    import transformers
+
+    import rankine.checkpoint.hf  # noqa: F401  (registers, whoever imported what)
+
+    place = str(directory or where)
+    kwargs.setdefault("dtype", "auto")
+    try:
+        config = transformers.AutoConfig.from_pretrained(place, **_hub_only(kwargs))
+        return _model_class(transformers, config).from_pretrained(place, **kwargs)
+    except OSError as error:
+        raise _not_found(str(where), directory, error) from None
+
+
+def open_model(
+    spec: str, device: str | torch.device = "cpu", dtype: str | torch.dtype = "auto"
+) -> tuple[Any, Any, ModelInfo]:
+    """(model in evaluation mode, its tokenizer or None, where it came from).
+
+    `spec` is "embedded", a directory, or a hub id; `dtype` a torch dtype, its name, or "auto".
+    Raises UserError as `load` does.
+    """
+    where = spec
+    if spec == EMBEDDED:
+        from rankine.tasks.embedded import embedded_model_dir
+
+        where = str(embedded_model_dir())
+    model = load(where, dtype=_dtype(dtype)).to(device).eval()
+    from rankine.checkpoint.save import patch_of
+
+    return model, _tokenizer(where), ModelInfo(spec, local_directory(where), patch_of(model))
+
+
+def directory_bytes(directory: str | Path) -> tuple[int, int]:
+    """(bytes of the safetensors files, bytes of all files) on disk below a directory."""
+    files = [p for p in Path(directory).rglob("*") if p.is_file()]
+    weights = sum(p.stat().st_size for p in files if p.suffix == ".safetensors")
+    return weights, sum(p.stat().st_size for p in files)
+
+
+def local_directory(spec: str) -> Path | None:
+    """The directory a spec names, None for a hub id; raises UserError for anything else."""
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise UserError(f"expected a model directory, found the file {spec}: name its directory")
+    hub_like = spec.count("/") <= 1 and not spec.startswith((".", "/", "~")) and spec
+    if not hub_like or "\\" in spec:
+        raise UserError(f"expected a model directory, found nothing at {spec}: check the path")
+    return None
+
+
+def check_directory(directory: Path) -> None:
+    """Raises UserError unless config and complete safetensors files stand there, readable."""
+    described = [n for n in (CONFIG, PATCH) if (directory / n).is_file()]
+    if not described:
+        raise UserError(
+            f"expected a model in {directory}, found no {CONFIG}: name the directory that holds "
+            f"{CONFIG} and *.safetensors"
+        )
+    read_json(directory / described[0])
+    files = weight_files(directory)
+    if not files:
+        raise UserError(
+            f"expected *.safetensors weights in {directory}, found none: convert pickled weights "
+            "first (rankine never unpickles)"
+        )
+    for file in files:
+        tensor_names(file)
+
+
+# -- transformers -------------------------------------------------------------------------------
+def _hub_only(kwargs: dict[str, Any]) -> dict[str, Any]:
+    names = ("cache_dir", "local_files_only", "revision", "token", "trust_remote_code")
+    return {name: kwargs[name] for name in names if name in kwargs}
+
+
+def _model_class(transformers: Any, config: Any) -> Any:
+    for name in getattr(config, "architectures", None) or ():
+        found = getattr(transformers, name, None)
+        if isinstance(found, type):
+            return found
+    from rankine.compat import auto_classes
+
+    known = auto_classes(config)
+    names = ("AutoModelForCausalLM", "AutoModel")
+    return getattr(transformers, next((n for n in names if n in known), "AutoModel"))
+
+
+def _not_found(spec: str, directory: Path | None, error: OSError) -> UserError:
+    first = str(error).strip().split("\n")[0]
+    if directory is not None:
+        return UserError(f"expected a readable model in {directory}, found: {first}")
+    offline = " (offline: HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+    return UserError(
+        f'expected "embedded", a model directory or a hub id, found "{spec}", which is none that '
+        f"can be reached{offline}: {first}"
+    )
+
+
+def _tokenizer(where: str) -> Any:
+    import transformers
+
+    try:
+        return transformers.AutoTokenizer.from_pretrained(where)
+    except (OSError, ValueError, KeyError):
+        return None  # a model without a tokenizer: vision, click-through, a test's
+
+
+def _dtype(dtype: str | torch.dtype) -> Any:
+    if dtype == "auto" or isinstance(dtype, torch.dtype):
+        return dtype
+    found = getattr(torch, dtype, None)
+    if not isinstance(found, torch.dtype):
+        raise UserError(f'expected a dtype such as "bfloat16" or "auto", found {dtype!r}')
+    return found
+
+
+# -- any module ---------------------------------------------------------------------------------
+def read_plan(directory: Path) -> Patch:
+    """The patch (no tensors) of a checkpoint; empty for a dense one. Checks the version."""
+    if (directory / PATCH).is_file():
+        data = read_json(directory / PATCH)
+    else:
+        data = read_json(directory / CONFIG).get("quantization_config") or {}
+        if data.get("quant_method") != "rankine":
+            return Patch()
+    check_version(data.get("format_version", ""))
+    return Patch.from_json(data)
+
+
+def read_tensors(directory: Path) -> dict[str, Tensor]:
+    """All tensors of a checkpoint, on the CPU."""
+    tensors: dict[str, Tensor] = {}
+    for file in weight_files(directory):
+        tensor_names(file)
+        tensors.update(load_file(file))
+    return tensors
+
+
+def _load_into(directory: Path, module: nn.Module) -> nn.Module:
+    if not directory.is_dir():
+        raise UserError(f"expected a checkpoint directory, found nothing at {directory}")
+    check_directory(directory)
+    patch, tensors = read_plan(directory), read_tensors(directory)
+    missing = sorted(set(patch.modules) - set(patch.swap(module)))
+    if missing:
+        raise UserError(
+            f"expected a module {missing[0]} in the {type(module).__name__}, found none: build it "
+            "as it was before compression"
+        )
+    slots = module.state_dict(keep_vars=True)
+    for name, value in tensors.items():
+        _put(module, name, slots.get(name), value)
+    patch.tie(module)
+    empty = [n for n, t in module.state_dict(keep_vars=True).items() if t.is_meta]
+    if empty:
+        raise UserError(f"expected the tensor {empty[0]} in {directory}, found none")
+    return module
+
+
+def _put(module: nn.Module, name: str, slot: Tensor | None, value: Tensor) -> None:
+    if slot is None or slot.shape != value.shape:
+        found = "none" if slot is None else f"shape {tuple(slot.shape)}"
+        raise UserError(
+            f"expected a place for {name} of shape {tuple(value.shape)} in the module, found "
+            f"{found}: build it as it was before compression"
+        )
+    if slot.is_meta:
+        assign(module, name, value.to(slot.dtype) if value.is_floating_point() else value)
+    else:
+        with torch.no_grad():
+            slot.copy_(value)

@@ -1,0 +1,151 @@
+"""Writes a checkpoint: a dense architecture's directory plus a patch in its config."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from rankine import compat
+from rankine.checkpoint import card
+from rankine.checkpoint.beside import written_beside
+from rankine.checkpoint.form import (
+    CARD,
+    CONFIG,
+    FORMAT_VERSION,
+    MODELING,
+    PATCH,
+    QUANT_METHOD,
+    WEIGHTS,
+    read_json,
+)
+from rankine.errors import UserError
+from rankine.patch import Patch
+
+
+def save(
+    model: nn.Module,
+    directory: str | Path,
+    patch: Patch | None = None,
+    *,
+    tokenizer: Any = None,
+    source: str | Path | None = None,
+    cost: str = "",
+    force: bool = False,
+    extra_files: Mapping[str, bytes | str] | None = None,
+    max_shard_size: str | int = "5GB",
+) -> Path:
+    """Save a patched model so that transformers (or `load(dir, into=module)`) reads it back.
+
+    - `patch`: everything that differs from the dense architecture; None takes the one the model
+      was loaded with. Its tensors are not read: the model holds them.
+    - `tokenizer`: saved beside (transformers models).
+    - `source`: the input's directory or hub id, whose licence, notices and base model the output
+      inherits; None takes the place the model was loaded from.
+    - `cost`: markdown for the card: what was lost and what was won.
+    - `extra_files`: name → content of further files (a report).
+
+    Returns the directory. Raises UserError when it exists (unless `force`, which replaces a model
+    or an empty directory), and when the disk cannot take it; nothing half-written stays.
+    """
+    directory = Path(directory)
+    patch = patch_of(model) if patch is None else patch
+    with written_beside(directory, force) as beside:
+        if hasattr(model, "save_pretrained") and hasattr(model, "config"):
+            _save_pretrained(model, beside, patch, max_shard_size)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(beside)
+            _save_card(model, beside, directory.name, source, cost, bool(patch))
+        else:
+            _save_plain(model, beside, patch)
+        for name, content in (extra_files or {}).items():
+            data = content.encode() if isinstance(content, str) else content
+            (beside / name).write_bytes(data)
+    return directory
+
+
+def patch_of(model: nn.Module) -> Patch:
+    """The plan (no tensors) a model was loaded or saved with; empty for a dense one."""
+    config = getattr(getattr(model, "config", None), "quantization_config", None)
+    if config is None:
+        return Patch()
+    data = config if isinstance(config, Mapping) else config.to_dict()
+    if data.get("quant_method") != QUANT_METHOD:
+        raise UserError(
+            f"expected a dense or a Rankine model, found one quantized by {data['quant_method']}"
+        )
+    return Patch.from_json(data)
+
+
+# -- transformers -------------------------------------------------------------------------------
+def _save_pretrained(model: Any, beside: Path, patch: Patch, max_shard_size: str | int) -> None:
+    from rankine.checkpoint.hf import RankineConfig
+
+    patch = untie_output(model, patch)
+    if patch:
+        model.config.quantization_config = RankineConfig.of(patch)
+        compat.declare_tied(model, patch.tied)
+    model.save_pretrained(beside, max_shard_size=max_shard_size)
+    if patch:
+        (beside / MODELING).write_bytes((Path(__file__).parent / MODELING).read_bytes())
+        # Only in the file: a plain save_pretrained of the model in memory copies no code along.
+        config = read_json(beside / CONFIG)
+        names = compat.auto_classes(model.config)
+        config["auto_map"] = {auto: f"{Path(MODELING).stem}.{n}" for auto, n in names.items()}
+        (beside / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def untie_output(model: Any, patch: Patch) -> Patch:
+    """Where the patch replaces one end of tied embeddings, the config may not tie them again:
+    transformers would look for a `weight` that a factored module does not have."""
+    config = model.config
+    if not getattr(config, "tie_word_embeddings", False):
+        return patch
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    replaced = {id(model.get_submodule(path)) for path in patch.modules}
+    if not any(id(end) in replaced for end in ends if end is not None):
+        return patch
+    config.tie_word_embeddings = False
+    compat.forget_tied(model, [n for n in compat.tied_names(model) if n not in patch.tied])
+    return patch | Patch(config={"tie_word_embeddings": False})
+
+
+def _save_card(
+    model: Any, beside: Path, name: str, source: str | Path | None, cost: str, patched: bool
+) -> None:
+    origin = str(source or getattr(model.config, "_name_or_path", "") or "")
+    folder = Path(origin) if origin and os.path.isdir(origin) else None
+    base = origin if origin and folder is None and origin.count("/") == 1 else None
+    if folder is not None:
+        for file in card.notices(folder):
+            shutil.copyfile(file, beside / file.name)
+    architecture = type(model).__name__
+    autos = [auto for auto, n in compat.auto_classes(model.config).items() if n == architecture]
+    auto = autos[0] if autos else "AutoModel"
+    fields = card.inherited(folder, base)
+    (beside / CARD).write_text(card.card(name, auto, fields, cost), encoding="utf-8")
+
+
+# -- any module ---------------------------------------------------------------------------------
+def _save_plain(model: nn.Module, beside: Path, patch: Patch) -> None:
+    save_file(own_tensors(model), beside / WEIGHTS)
+    head = {"quant_method": QUANT_METHOD, "format_version": FORMAT_VERSION}
+    text = json.dumps({**head, **patch.to_json()}, indent=2, sort_keys=True)
+    (beside / PATCH).write_text(text + "\n", encoding="utf-8")
+
+
+def own_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict with every storage once (a tied tensor under its first name)."""
+    seen: set[int] = set()
+    tensors = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            tensors[name] = tensor.detach().contiguous()
+    return tensors
