@@ -10,6 +10,7 @@ from torch import nn
 from rankine.anatomy.layouts import FAMILIES, Layout
 from rankine.anatomy.parts import Anatomy, Attention, Block, Mlp, Target, Weight
 from rankine.anatomy.targets import weight_targets
+from rankine.anatomy.units import Units, ffn_units, kv_groups
 from rankine.anatomy.walk import LayoutError, family, generic
 
 __all__ = [
@@ -19,9 +20,12 @@ __all__ = [
     "Layout",
     "Mlp",
     "Target",
+    "Units",
     "Weight",
     "describe",
+    "ffn_units",
     "generic",
+    "kv_groups",
     "register",
     "weight_targets",
 ]

@@ -38,20 +38,24 @@ class Reading:
         return cls(model, leaves, frozenset(opaque), first_names)
 
     def weight(self, path: str, role: str, block: int, reads: str | None = None) -> Weight:
-        """The weight at a path."""
+        """The weight at a path; it reads what the module at `reads` reads (its own by default)."""
         module = self.leaves[path]
         shape = weight_shape(module)
         return Weight(
-            path,
-            role,
-            block,
-            shape,
-            operator(module),
-            path if reads is None else reads,
-            thirds(shape[0]) if role == "qkv" else (),
-            has_bias(module),
-            self._tied_with(path, module),
+            path=path,
+            role=role,
+            block=block,
+            shape=shape,
+            operator=operator(module),
+            reads=reads or path,
+            rows=thirds(shape[0]) if role == "qkv" else (),
+            bias=has_bias(module),
+            tied_with=self._tied_with(path, module),
         )
+
+    def below(self, path: str) -> list[str]:
+        """Paths of the weights inside the module at `path` ("" is the model)."""
+        return [leaf for leaf in self.leaves if not path or leaf.startswith(path + ".")]
 
     def hidden(self, path: str) -> bool:
         """Does the path lead to or into a structured module that is no matrix?"""

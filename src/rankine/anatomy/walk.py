@@ -44,30 +44,27 @@ def family(model: nn.Module, layout: Layout, name: str) -> Anatomy:
 
 
 def _family_block(reading: Reading, layout: Layout, path: str, index: int) -> Block:
-    steps = []
-    for step in layout.steps:
-        places = {role: join(path, below) for role, below in step.items()}
-        visible = {role: place for role, place in places.items() if not reading.hidden(place)}
-        missing = [place for place in visible.values() if place not in reading.leaves]
-        if missing:
-            raise LayoutError(f'no linear layer at "{missing[0]}"')
-        if visible:
-            reads = next(iter(visible.values()))
-            steps.append(
-                tuple(reading.weight(place, role, index, reads) for role, place in visible.items())
-            )
-    block = Block(path, index, None, None, tuple(steps))
-    known = {weight.path for weight in block.weights}
-    strangers = [p for p in reading.leaves if p.startswith(path + ".") and p not in known]
-    if strangers:
-        raise LayoutError(f'an unexpected weight at "{strangers[0]}"')
-    weights = {weight.role: weight for weight in block.weights}
-    return Block(
-        path,
-        index,
-        _attention(reading, layout, path, weights),
-        _mlp(reading, layout, path, weights),
-        block.steps,
+    found = (_step(reading, path, step, index) for step in layout.steps)
+    steps = tuple(step for step in found if step)
+    weights = {weight.role: weight for step in steps for weight in step}
+    known = {weight.path for weight in weights.values()}
+    for stranger in reading.below(path):
+        if stranger not in known:
+            raise LayoutError(f'an unexpected weight at "{stranger}"')
+    attention = _attention(reading, layout, path, weights)
+    return Block(path, index, attention, _mlp(reading, layout, path, weights), steps)
+
+
+def _step(reading: Reading, block: str, step: Mapping[str, str], index: int) -> tuple[Weight, ...]:
+    """The weights of one step; those inside a structured module (a latent attention) are gone."""
+    places = {role: join(block, below) for role, below in step.items()}
+    visible = {role: place for role, place in places.items() if not reading.hidden(place)}
+    for place in visible.values():
+        if place not in reading.leaves:
+            raise LayoutError(f'no linear layer at "{place}"')
+    return tuple(
+        reading.weight(place, role, index, reads=next(iter(visible.values())))
+        for role, place in visible.items()
     )
 
 
@@ -176,7 +173,7 @@ def _uniform(reading: Reading, path: str, modules: nn.ModuleList) -> bool:
 
 
 def _generic_block(reading: Reading, path: str, index: int) -> Block:
-    inside = [p for p in reading.leaves if not path or p.startswith(path + ".")]
+    inside = reading.below(path)
     if not path:  # the whole model: tables stay outside, as they do elsewhere
         inside = [p for p in inside if operator(reading.leaves[p]) != "embedding"]
     steps = [(reading.weight(p, _generic_role(reading, p), index),) for p in inside]
