@@ -36,11 +36,6 @@ class Layout:
     steps: tuple[Mapping[str, str], ...]
     rotary: str | None = None
 
-    @property
-    def roles(self) -> dict[str, str]:
-        """role → path below a block."""
-        return {role: path for step in self.steps for role, path in step.items()}
-
 
 LLAMA = Layout(
     blocks="layers",

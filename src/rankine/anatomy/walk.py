@@ -20,7 +20,7 @@ class LayoutError(Exception):
 def family(model: nn.Module, layout: Layout, name: str) -> Anatomy:
     """The anatomy by a layout; raises LayoutError where the model does not follow it."""
     reading = Reading.of(model)
-    prefix = str(getattr(model, "base_model_prefix", "") or "")
+    prefix = _prefix(model)
     base = prefix if prefix and reading.module(prefix) is not None else ""
     stack = join(base, layout.blocks)
     modules = reading.module(stack)
@@ -30,17 +30,25 @@ def family(model: nn.Module, layout: Layout, name: str) -> Anatomy:
         _family_block(reading, layout, join(stack, str(index)), index)
         for index in range(len(modules))
     )
-    embedding = join(base, layout.embedding)
-    norm = join(base, layout.norm) if layout.norm else None
+    outside = _outside(reading, blocks)
+
+    def place(path: str | None) -> str | None:
+        whole = join(base, path) if path else ""
+        return whole if whole and reading.module(whole) is not None else None
+
     return Anatomy(
-        name,
-        blocks,
-        _outside(reading, blocks),
-        prefix,
-        embedding if reading.module(embedding) is not None else None,
-        _head(reading),
-        norm if norm and reading.module(norm) is not None else None,
+        family=name,
+        blocks=blocks,
+        outside=outside,
+        prefix=prefix,
+        embedding=place(layout.embedding),
+        head=_first(outside, "head"),
+        norm=place(layout.norm),
     )
+
+
+def _prefix(model: nn.Module) -> str:
+    return str(getattr(model, "base_model_prefix", "") or "")
 
 
 def _family_block(reading: Reading, layout: Layout, path: str, index: int) -> Block:
@@ -144,12 +152,17 @@ def generic(model: nn.Module) -> Anatomy:
     reading = Reading.of(model)
     stack = _stack(reading)
     size = len(reading.model.get_submodule(stack)) if stack else 1  # type: ignore[arg-type]
-    paths = [join(stack, str(i)) for i in range(size)] if stack else [""]
+    paths = [join(stack, str(i)) if stack else "" for i in range(size)]
     blocks = tuple(_generic_block(reading, path, i) for i, path in enumerate(paths))
     outside = _outside(reading, blocks)
-    embedding = next((w.path for w in outside if w.role == "embedding"), None)
-    prefix = str(getattr(model, "base_model_prefix", "") or "")
-    return Anatomy("generic", blocks, outside, prefix, embedding, _head(reading))
+    return Anatomy(
+        family="generic",
+        blocks=blocks,
+        outside=outside,
+        prefix=_prefix(model),
+        embedding=_first(outside, "embedding"),
+        head=_first(outside, "head"),
+    )
 
 
 def _stack(reading: Reading) -> str:
@@ -185,15 +198,15 @@ def _generic_role(reading: Reading, path: str) -> str:
 
 
 # -- outside the blocks ---------------------------------------------------------------------------
-def _head(reading: Reading) -> str | None:
-    return next((path for path in HEADS if path in reading.leaves), None)
-
-
 def _outside(reading: Reading, blocks: Sequence[Block]) -> tuple[Weight, ...]:
     inside = {weight.path for block in blocks for weight in block.weights}
-    head = _head(reading)
+    paths = [path for path in reading.leaves if path not in inside]
+    head = next((path for path in HEADS if path in paths), None)
     return tuple(
         reading.weight(path, "head" if path == head else _generic_role(reading, path), -1)
-        for path in reading.leaves
-        if path not in inside
+        for path in paths
     )
+
+
+def _first(weights: Sequence[Weight], role: str) -> str | None:
+    return next((weight.path for weight in weights if weight.role == role), None)
