@@ -1,5 +1,54 @@
-"""Rankine."""
+"""Rankine: smaller neural networks by low-rank and structured factorizations.
+
+The verbs, each the same as `rankine <verb>` on the command line. Nothing heavy is imported until
+one of them is used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from rankine._register import register_with_transformers
+from rankine.threads import be_passive
 
+__version__ = "0.1.0"
+
+be_passive()
 register_with_transformers()
+
+#: Public name → where it lives.
+_PUBLIC = {
+    "compress": "rankine.pipeline",
+    "plan": "rankine.pipeline",
+    "compare": "rankine.pipeline",
+    "inspect": "rankine.checkpoint.contents",
+    "evaluate": "rankine.evaluation",
+    "heal": "rankine.training",
+    "export": "rankine.checkpoint.export",
+    "load": "rankine.checkpoint",
+    "save": "rankine.checkpoint",
+    "catalogue": "rankine.method",
+    "Recipe": "rankine.recipe",
+    "UserError": "rankine.errors",
+    "BudgetError": "rankine.errors",
+}
+
+if TYPE_CHECKING:
+    from rankine.checkpoint import load, save
+    from rankine.checkpoint.contents import inspect
+    from rankine.errors import BudgetError, UserError
+    from rankine.method import catalogue
+    from rankine.recipe import Recipe
+
+__all__ = [*_PUBLIC, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'rankine' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_PUBLIC[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})

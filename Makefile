@@ -1,0 +1,71 @@
+# Two commands matter on a fresh machine: `make demo` and `make test`.
+# On Linux the registry's torch carries CUDA; a machine without a GPU saves gigabytes with
+#   make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP_ARGS ?=
+WORKERS ?= 2
+FINDS_PYTHON := for p in python3 python3.13 python3.12 python3.11; do \
+  $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done
+PYTHON ?= $(shell $(FINDS_PYTHON))
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
+
+# Idle OpenMP threads must sleep: see src/rankine/threads.py.
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: help setup demo test check format docs claims bench
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo     compress the embedded model with three methods; writes out/demo/report.html"
+	@echo "make test     the whole test suite, with $(WORKERS) workers"
+	@echo "make setup    $(VENV) with everything that tests and checks need"
+	@echo "make check    style, types, import contract, generated files"
+	@echo "make format   reformat"
+	@echo "make docs     regenerate catalogue, tables and command-line reference"
+	@echo "make claims   re-measure the published claims (SYSTEM=auto for one, FULL=1 in full)"
+	@echo "make bench    speed of the kernels on this machine"
+
+$(VENV)/.python:
+	@test -n "$(PYTHON)" || { echo "expected Python 3.11 or newer, found none: install it, or set PYTHON=" >&2; exit 2; }
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.runs: $(VENV)/.python pyproject.toml constraints.txt
+	@echo "installing rankine into $(VENV)" >&2
+	@$(INSTALL) -e .
+	@touch $@
+
+$(VENV)/.develops: $(VENV)/.runs
+	@echo "installing what tests and checks need into $(VENV)" >&2
+	@$(INSTALL) -e ".[dev]"
+	@touch $@
+
+setup: $(VENV)/.develops
+
+demo: $(VENV)/.runs
+	@$(BIN)/rankine demo -o out/demo --force
+
+test: $(VENV)/.develops
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+check: $(VENV)/.develops
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
+	@$(BIN)/python tools/generate.py --check
+
+format: $(VENV)/.develops
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+docs: $(VENV)/.develops
+	@$(BIN)/python tools/generate.py
+
+claims: $(VENV)/.develops
+	@$(BIN)/python -m benchmarks.claims $(if $(SYSTEM),--system $(SYSTEM)) $(if $(FULL),--full) $(ARGS)
+
+bench: $(VENV)/.develops
+	@$(BIN)/python -m benchmarks.speed $(ARGS)

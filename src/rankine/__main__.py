@@ -1,0 +1,5 @@
+"""`python -m rankine`."""
+
+from rankine.cli import main
+
+main()
