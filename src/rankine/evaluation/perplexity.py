@@ -6,6 +6,7 @@ model's context, every token after a window's first is scored. It is not lm-eval
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -73,11 +74,11 @@ def gap_ratio(
 ) -> Interval:
     """(a − dense) / (b − dense) in log-perplexity, on the same windows: what share of b's damage
     a does. NaN where b does none."""
+    if b.loss == dense.loss:
+        return Interval(math.nan, math.nan, math.nan)
     sums = _resampled([a, b, dense], samples, seed)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = (sums[0] - sums[2]) / (sums[1] - sums[2])
-        estimate = np.float64(a.loss - dense.loss) / np.float64(b.loss - dense.loss)
-    return _interval(float(estimate), ratio, level)
+    ratios = (sums[0] - sums[2]) / (sums[1] - sums[2])
+    return _interval((a.loss - dense.loss) / (b.loss - dense.loss), ratios, level)
 
 
 def _resampled(scores: list[LanguageScore], samples: int, seed: int) -> np.ndarray:
@@ -96,5 +97,5 @@ def _resampled(scores: list[LanguageScore], samples: int, seed: int) -> np.ndarr
 
 def _interval(estimate: float, values: np.ndarray, level: float) -> Interval:
     tail = (1 - level) / 2
-    low, high = np.nanquantile(values, [tail, 1 - tail])
+    low, high = np.quantile(values, [tail, 1 - tail])
     return Interval(estimate, float(low), float(high))

@@ -63,15 +63,9 @@ class LanguageModelling:
         self.window, self.max_tokens = min(window, limit), max_tokens
         self.tokens_at_once, self.column = tokens_at_once, column
         self.batch_size = batch_size or max(1, tokens_at_once // self.length)
-        # "embedded" and a hub data set have splits of their own; a file has one text.
-        same = (
-            evaluation == calibration
-            and evaluation != "embedded"
-            and Path(str(evaluation)).exists()
-        )
         self._sources = {
             "calibration": calibration,
-            "evaluation": None if same else evaluation,
+            "evaluation": None if _one_text(calibration, evaluation) else evaluation,
             "train": train,
         }
         if sequences < 1 or self.length < 2:
@@ -192,6 +186,10 @@ class LanguageModelling:
         counts_bt = self.mask(batch)[:, 1:].to(nats_bt.device)
         return nats_bt.where(counts_bt, 0.0).sum(1) / counts_bt.sum(1)
 
+    def terms(self, batch: dict[str, Tensor]) -> Tensor:
+        """(windows,) scored tokens: all but each window's first."""
+        return self.mask(batch)[:, 1:].sum(1)
+
     def mask(self, batch: dict[str, Tensor]) -> Tensor:
         """(windows, positions) bool: no padding."""
         if "attention_mask" in batch:
@@ -201,6 +199,17 @@ class LanguageModelling:
     def score(self, model: nn.Module) -> dict[str, float]:
         """perplexity, bits_per_byte, accuracy, tokens on the evaluation windows."""
         return score_windows(model, self.windows("evaluation"), self.tokens_at_once).summary()
+
+
+def _one_text(a: Source, b: Source | None) -> bool:
+    """Would both splits read the same text? "embedded" and hub data sets have splits of their own,
+    a file or a list has not."""
+    if a == "embedded" or b == "embedded":
+        return False
+    if isinstance(a, (str, Path)) and isinstance(b, (str, Path)):
+        a, b = Path(a).expanduser(), Path(b).expanduser()
+        return a.exists() and b.exists() and a.samefile(b)
+    return a is b
 
 
 def parse_tokens(text: str) -> tuple[int, int]:

@@ -37,6 +37,11 @@ class Task(Protocol):
         """(examples,) loss of each example, differentiable; the task says what an example is."""
         ...
 
+    def terms(self, batch: Any) -> Tensor:
+        """(examples,) how many terms `loss` is the mean of in each example (the scored tokens of
+        a window; 1 for a classifier): loss · terms, summed, is what gradients are taken of."""
+        ...
+
     def mask(self, batch: Any) -> Tensor | None:
         """Which positions count: bool, shaped like the leading dimensions of the activations.
         None: all of them."""
@@ -102,6 +107,10 @@ class FunctionTask:
                 'expected one loss per example, found a single number: use reduction="none"'
             )
         return value.flatten(1).mean(1) if value.ndim > 1 else value
+
+    def terms(self, batch: Any) -> Tensor:
+        """See `Task.terms`: an example of a user's own task is one term."""
+        return torch.ones(())
 
     def mask(self, batch: Any) -> Tensor | None:
         """See `Task.mask`."""
