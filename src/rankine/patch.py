@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from rankine import structures
 from rankine.errors import UserError
+from rankine.metric import Metric
 from rankine.structures.base import Parts, Structure, has_bias, matrix, weight_shape
 
 
@@ -38,9 +39,7 @@ class Patch:
 
     # -- build ----------------------------------------------------------------------------------
     @classmethod
-    def of(
-        cls, path: str, structure: Structure, parts: Parts, bias: Tensor | None = None
-    ) -> Patch:
+    def of(cls, path: str, structure: Structure, parts: Parts, bias: Tensor | None = None) -> Patch:
         """The patch that puts `structure` with `parts` (and a bias) at `path`."""
         tensors = {f"{path}.{name}": tensor for name, tensor in parts.items()}
         if bias is not None:
@@ -198,7 +197,7 @@ def replace_module(model: nn.Module, path: str, new: nn.Module) -> None:
 
 
 def dense_patch(model: nn.Module, paths: list[str] | None = None) -> Patch:
-    """The patch that merges structured modules back into plain weights (all of them, or `paths`)."""
+    """The patch that merges structured modules back into plain weights (all, or `paths`)."""
     merged = Patch()
     for path, module in list(model.named_modules()):
         structure = getattr(module, "structure", None)
@@ -207,14 +206,16 @@ def dense_patch(model: nn.Module, paths: list[str] | None = None) -> Patch:
         if isinstance(module, nn.Embedding) or structure.kind == "dense":
             continue
         parent = path.rpartition(".")[0]
-        if parent and isinstance(getattr(model.get_submodule(parent), "structure", None), Structure):
+        if parent and isinstance(
+            getattr(model.get_submodule(parent), "structure", None), Structure
+        ):
             continue  # a term of a sum: the sum merges as a whole
         if not structure.mergeable:
             raise UserError(f"{path} has a function between its factors: it has no dense weight")
         with torch.no_grad():
             weight = module.weight.detach().clone()  # type: ignore[operator,union-attr]
         bias = module.bias.detach().clone() if has_bias(module) else None  # type: ignore
-        merged |= Patch.of(path, structures.Dense(), {"weight": weight}, bias)
+        merged |= Patch.of(path, _dense_like(module), {"weight": weight}, bias)
     return merged
 
 
@@ -234,10 +235,15 @@ def narrow(model: nn.Module, rows: Mapping[str, Tensor], columns: Mapping[str, T
             bias = bias[rows[path]] if bias is not None else None
         if path in columns:
             w = w[:, columns[path]]
-        shape = (w.shape[0], w.shape[1])
-        parts = {"weight": w.detach().clone().contiguous()}
-        patch |= Patch.of(path, structures.Dense(shape), parts, bias)
+        dense = _dense_like(module, (w.shape[0], w.shape[1]))
+        weight = dense.encode(w.detach(), Metric())["weight"].clone().contiguous()
+        patch |= Patch.of(path, dense, {"weight": weight}, bias)
     return patch
+
+
+def _dense_like(module: nn.Module, shape: tuple[int, int] | None = None) -> structures.Dense:
+    table = hasattr(module, "num_embeddings")
+    return structures.Dense(shape, "table" if table else "channel")
 
 
 def stored_bits(model: nn.Module, path: str) -> int:

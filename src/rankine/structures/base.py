@@ -129,6 +129,14 @@ def meta_linear(i: int, o: int, bias: bool, dtype: torch.dtype) -> nn.Linear:
     return nn.Linear(i, o, bias=bias, device="meta", dtype=dtype)
 
 
+def meta_embedding(v: int, d: int, padding: int | None, dtype: torch.dtype) -> nn.Embedding:
+    """An embedding without storage."""
+    table = nn.Embedding(v, d, device="meta", dtype=dtype)
+    # nn.Embedding zeroes its padding row at construction, which meta tensors cannot do.
+    table.padding_idx = padding
+    return table
+
+
 def dtype_of(module: nn.Module) -> torch.dtype:
     """dtype of a module's floating tensors, or the default when it has none."""
     for tensor in (*module.parameters(), *module.buffers()):

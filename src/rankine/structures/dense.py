@@ -11,27 +11,42 @@ import torch
 from torch import Tensor, nn
 
 from rankine.budget import Option
+from rankine.errors import UserError
 from rankine.metric import Metric
-from rankine.structures.base import Parts, Structure, dtype_of, has_bias, meta_linear, weight_shape
+from rankine.structures.base import (
+    Parts,
+    Structure,
+    dtype_of,
+    has_bias,
+    meta_embedding,
+    meta_linear,
+    weight_shape,
+)
 
 
 @dataclass(frozen=True)
 class Dense(Structure):
-    """The dense weight. `shape` (outputs, inputs) when it differs from what stood there."""
+    """The dense weight. `shape` (outputs, inputs) when it differs from what stood there; `view`
+    "table" for an embedding, whose weight is stored as (inputs, outputs)."""
 
     kind: ClassVar[str] = "dense"
     trainable: ClassVar[tuple[str, ...]] = ("weight",)
     shape: tuple[int, int] | None = None
+    view: str = "channel"
+
+    def __post_init__(self) -> None:
+        if self.view not in ("channel", "table"):
+            raise UserError(f'expected view "channel" or "table", found {self.view!r}')
 
     def encode(self, w: Tensor, metric: Metric, start: Parts | None = None) -> Parts:
         """The weight itself."""
         if self.shape is not None and tuple(w.shape[-2:]) != self.shape:
             raise ValueError(f"expected a weight of shape {self.shape}, found {tuple(w.shape)}")
-        return {"weight": w}
+        return {"weight": w.mT if self.view == "table" else w}
 
     def decode(self, parts: Mapping[str, Tensor]) -> Tensor:
         """The weight itself."""
-        return parts["weight"]
+        return parts["weight"].mT if self.view == "table" else parts["weight"]
 
     def bits(self, shape: Sequence[int], dtype: torch.dtype) -> int:
         """numel × bits of the dtype."""
@@ -43,6 +58,9 @@ class Dense(Structure):
         return [Option(self, self.bits(w.shape, dtype or w.dtype), 0.0)]
 
     def module(self, like: nn.Module) -> nn.Module:
-        """A plain linear layer."""
+        """A plain linear layer or embedding."""
         o, i = self.shape or weight_shape(like)
+        if self.view == "table":
+            padding = getattr(like, "padding_idx", None)
+            return meta_embedding(i, o, padding, dtype_of(like))
         return meta_linear(i, o, has_bias(like), dtype_of(like))

@@ -15,7 +15,15 @@ from rankine.budget import Option
 from rankine.errors import UserError
 from rankine.linalg import lowrank, pivot
 from rankine.metric import Metric
-from rankine.structures.base import Parts, Structure, dtype_of, has_bias, meta_linear, weight_shape
+from rankine.structures.base import (
+    Parts,
+    Structure,
+    dtype_of,
+    has_bias,
+    meta_embedding,
+    meta_linear,
+    weight_shape,
+)
 
 ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU, "sigmoid": nn.Sigmoid}
 PIVOT_DTYPE = torch.int32
@@ -94,7 +102,10 @@ class LowRank(Structure):
                 "pivots": pivots,
             }
         down = a_ri.mT if self.view == "table" else a_ri
-        return {"down.weight": down.to(dtype).contiguous(), "up.weight": b_or.to(dtype).contiguous()}
+        return {
+            "down.weight": down.to(dtype).contiguous(),
+            "up.weight": b_or.to(dtype).contiguous(),
+        }
 
     def decode(self, parts: Mapping[str, Tensor]) -> Tensor:
         """B A (a matrix exists only without a function inside)."""
@@ -146,7 +157,7 @@ class LowRank(Structure):
         o, i = weight_shape(like)
         self._check((o, i))
         dtype = dtype_of(like)
-        if isinstance(like, nn.Embedding) != (self.view == "table"):
+        if hasattr(like, "num_embeddings") != (self.view == "table"):
             raise UserError(
                 f'view "{self.view}" does not fit a {type(like).__name__}: '
                 'embeddings want "table", linear layers "channel"'
@@ -210,8 +221,12 @@ class PivotedLinear(nn.Module):
         pivots = self.pivots
         assert isinstance(pivots, Tensor)
         if self._places is None or self._places.device != pivots.device:
-            order = torch.cat([pivots.long(), pivot.others(pivots, self.out_features)])
-            self._places = order.argsort()
+            # Counting instead of sorting: torch.export can trace it, no size depends on data.
+            rest = torch.ones(self.out_features, dtype=torch.long, device=pivots.device)
+            rest[pivots.long()] = 0
+            places = rest.cumsum(0) + len(pivots) - 1
+            places[pivots.long()] = torch.arange(len(pivots), device=pivots.device)
+            self._places = places
         return self._places
 
     def forward(self, x: Tensor) -> Tensor:
@@ -239,9 +254,7 @@ class LowRankEmbedding(nn.Module):
         super().__init__()
         self.structure = structure
         self.num_embeddings, self.embedding_dim, self.padding_idx = v, d, padding
-        # nn.Embedding zeroes its padding row at construction, which meta tensors cannot do.
-        self.down = nn.Embedding(v, structure.rank, device="meta", dtype=dtype)
-        self.down.padding_idx = padding
+        self.down = meta_embedding(v, structure.rank, padding, dtype)
         self.up = meta_linear(structure.rank, d, False, dtype)
 
     def forward(self, ids: Tensor) -> Tensor:

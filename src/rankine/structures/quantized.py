@@ -36,7 +36,8 @@ def unpack(packed: Tensor, bits: int, n: int) -> Tensor:
     if bits == 4:
         both = torch.stack([packed & 15, packed >> 4], -1)
         return both.flatten(-2)[..., :n]
-    stream = (packed.unsqueeze(-1) >> torch.arange(8, device=packed.device)) & 1
+    # Shifts by plain numbers: ONNX has no shift of a tensor by a tensor.
+    stream = torch.stack([(packed >> shift) & 1 for shift in range(8)], -1)
     planes = stream.flatten(-2)[..., : n * bits].unflatten(-1, (n, bits))
     weights = (2 ** torch.arange(bits, device=packed.device)).to(torch.uint8)
     return (planes * weights).sum(-1).to(torch.uint8)
