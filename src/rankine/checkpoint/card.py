@@ -35,6 +35,12 @@ the replaced modules with random numbers. Where no import is possible,
 with a quantization config.
 """
 
+DENSE = """# {name}
+
+An ordinary checkpoint written by Rankine: it loads with
+`transformers.{auto}.from_pretrained("{name}")` and needs nothing else.
+"""
+
 
 def notices(source: Path) -> list[Path]:
     """Licence and notice files of a model directory."""
@@ -69,10 +75,10 @@ def inherited(source: Path | None, base: str | None) -> dict[str, Any]:
     return fields
 
 
-def card(name: str, auto: str, fields: Mapping[str, Any], cost: str) -> str:
+def card(name: str, auto: str, fields: Mapping[str, Any], cost: str, patched: bool) -> str:
     """The whole README.md; `cost` is markdown of the caller: what was lost and what was won."""
     head = {"library_name": "transformers", "tags": ["rankine"], **fields}
-    body = TEXT.format(name=name, auto=auto)
+    body = (TEXT if patched else DENSE).format(name=name, auto=auto)
     if "license" not in fields:
         body += "\nThe input stated no licence: ask its makers before passing this on.\n"
     if cost:

@@ -83,7 +83,7 @@ def open_model(
     model = load(where, dtype=_dtype(dtype)).to(device).eval()
     from rankine.checkpoint.save import patch_of
 
-    return model, _tokenizer(where), ModelInfo(spec, local_directory(where), patch_of(model))
+    return model, tokenizer_of(where), ModelInfo(spec, local_directory(where), patch_of(model))
 
 
 def directory_bytes(directory: str | Path) -> tuple[int, int]:
@@ -154,7 +154,8 @@ def _not_found(spec: str, directory: Path | None, error: OSError) -> UserError:
     )
 
 
-def _tokenizer(where: str) -> Any:
+def tokenizer_of(where: str) -> Any:
+    """The tokenizer of a model directory or hub id, None where there is none."""
     import transformers
 
     try:

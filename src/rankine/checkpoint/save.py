@@ -55,19 +55,34 @@ def save(
     or an empty directory), and when the disk cannot take it; nothing half-written stays.
     """
     directory = Path(directory)
-    patch = patch_of(model) if patch is None else patch
     with written_beside(directory, force) as beside:
-        if hasattr(model, "save_pretrained") and hasattr(model, "config"):
-            _save_pretrained(model, beside, patch, max_shard_size)
-            if tokenizer is not None:
-                tokenizer.save_pretrained(beside)
-            _save_card(model, beside, directory.name, source, cost, bool(patch))
-        else:
-            _save_plain(model, beside, patch)
+        write(model, beside, patch, tokenizer, source, cost, directory.name, max_shard_size)
         for name, content in (extra_files or {}).items():
             data = content.encode() if isinstance(content, str) else content
             (beside / name).write_bytes(data)
     return directory
+
+
+def write(
+    model: nn.Module,
+    beside: Path,
+    patch: Patch | None = None,
+    tokenizer: Any = None,
+    source: str | Path | None = None,
+    cost: str = "",
+    name: str = "",
+    max_shard_size: str | int = "5GB",
+) -> None:
+    """Write a model into a directory that `written_beside` gave: `save` for who measures the
+    written files before they take their place. `name` is what the card calls the model."""
+    patch = patch_of(model) if patch is None else patch
+    if hasattr(model, "save_pretrained") and hasattr(model, "config"):
+        _save_pretrained(model, beside, patch, max_shard_size)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(beside)
+        _save_card(model, beside, name or beside.name, source, cost, bool(patch))
+    else:
+        _save_plain(model, beside, patch)
 
 
 def patch_of(model: nn.Module) -> Patch:
@@ -97,7 +112,8 @@ def _save_pretrained(model: Any, beside: Path, patch: Patch, max_shard_size: str
         # Only in the file: a plain save_pretrained of the model in memory copies no code along.
         config = read_json(beside / CONFIG)
         names = compat.auto_classes(model.config)
-        config["auto_map"] = {auto: f"{Path(MODELING).stem}.{n}" for auto, n in names.items()}
+        ours = {auto: f"{Path(MODELING).stem}.{n}" for auto, n in names.items()}
+        config["auto_map"] = {**config.get("auto_map", {}), **ours}
         (beside / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
@@ -129,7 +145,7 @@ def _save_card(
     autos = [auto for auto, n in compat.auto_classes(model.config).items() if n == architecture]
     auto = autos[0] if autos else "AutoModel"
     fields = card.inherited(folder, base)
-    (beside / CARD).write_text(card.card(name, auto, fields, cost), encoding="utf-8")
+    (beside / CARD).write_text(card.card(name, auto, fields, cost, patched), encoding="utf-8")
 
 
 # -- any module ---------------------------------------------------------------------------------

@@ -1,0 +1,99 @@
+"""ONNX: two matrix products per factored layer, for ONNX Runtime and the edge."""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rankine.checkpoint.load import load
+from rankine.errors import UserError
+
+#: Bytes of weights above which they go to a file beside (a protobuf ends at 2 GB).
+EXTERNAL = 1 << 30
+
+
+class _Logits(nn.Module):
+    """A transformers model as a function of token ids that returns one tensor."""
+
+    def __init__(self, model: Any):
+        super().__init__()
+        self.model = model
+        takes_cache = getattr(model.config, "use_cache", None) is not None
+        self.options = {"use_cache": False} if takes_cache else {}
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        out = self.model(input_ids=input_ids, **self.options)
+        logits: Tensor = out.logits if hasattr(out, "logits") else out.last_hidden_state
+        return logits
+
+
+def export_onnx(
+    model: str | Path | nn.Module,
+    path: str | Path,
+    example: Tensor | None = None,
+    *,
+    force: bool = False,
+) -> Path:
+    """Write a model (or the checkpoint in a directory) as an ONNX file; returns its path.
+
+    transformers models take `input_ids` (batch, sequence; both dynamic) and return logits; any
+    other module takes `example`, with its first dimension dynamic. Quantized codes are stored as
+    they are and decoded in the graph. Weights beyond 2 GB go to a file beside.
+
+    Raises UserError when the onnx extra is missing or the file exists (unless `force`).
+    """
+    missing = [n for n in ("onnx", "onnxscript") if importlib.util.find_spec(n) is None]
+    if missing:
+        raise UserError(
+            f"expected the package {missing[0]} for an ONNX export, found none: "
+            'pip install "rankine[onnx]"'
+        )
+    path = Path(path)
+    if path.exists() and not force:
+        raise UserError(f"expected a new file, found {path}: choose another one, or --force")
+    module = load(model) if isinstance(model, str | Path) else model
+    program = _without_shifts(_program(module.eval(), example))
+    size = sum(t.numel() * t.element_size() for t in program.state_dict.values())
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as beside:
+        written = Path(beside) / path.name
+        torch.onnx.export(program, (), written, verbose=False, external_data=size > EXTERNAL)
+        # The weights first: the file that names them appears when they are there.
+        for file in sorted(Path(beside).iterdir(), key=lambda f: f.name == path.name):
+            file.replace(path.parent / file.name)
+    return path
+
+
+def _program(model: nn.Module, example: Tensor | None) -> torch.export.ExportedProgram:
+    batch = torch.export.Dim("batch", min=1, max=1 << 16)
+    if not hasattr(getattr(model, "config", None), "to_dict"):
+        if example is None:
+            raise UserError("expected an example input to export a plain torch module, found none")
+        return _exported(model, example, ({0: batch},))
+    positions = getattr(model.config, "max_position_embeddings", None) or 1 << 20
+    sequence = torch.export.Dim("sequence", min=2, max=positions)
+    if example is None:
+        example = torch.arange(16).reshape(2, 8)
+    shapes = {"input_ids": {0: batch, 1: sequence}}
+    return _exported(_Logits(model), example, shapes)
+
+
+def _exported(model: nn.Module, example: Tensor, shapes: Any) -> torch.export.ExportedProgram:
+    with torch.no_grad():
+        model(example)  # fills what modules compute once, so that the graph holds it as constants
+        return torch.export.export(model, (example,), dynamic_shapes=shapes)
+
+
+def _without_shifts(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """x >> k becomes x // 2^k: onnxscript shifts unsigned bytes as signed ones, which no runtime
+    accepts."""
+    for node in program.graph.nodes:
+        if node.target is torch.ops.aten.__rshift__.Scalar:
+            node.target = torch.ops.aten.floor_divide.Scalar
+            node.args = (node.args[0], 2 ** node.args[1])
+    program.graph_module.recompile()
+    return program
