@@ -75,6 +75,22 @@ class Bench(Protocol):
 
 
 @dataclass(frozen=True)
+class Refine:
+    """How a block is trained against the dense block's output once its targets are solved.
+
+    AA-SVD's schedule (2604.02119): AdamW, `warmup` share of the steps, cosine to `floor` × `lr`.
+    Its `lr` of 1e-4 is for 7B models; small models take larger steps.
+    """
+
+    epochs: int = 25
+    lr: float = 1e-4
+    weight_decay: float = 0.01
+    warmup: float = 0.1
+    floor: float = 0.1
+    clip: float = 1.0
+
+
+@dataclass(frozen=True)
 class Method:
     """Base of every method: knobs are its fields, `card` says what it is."""
 
@@ -97,6 +113,13 @@ class Compressor(Method):
     #: Which inputs the solve sees: the dense model's, the compressed prefix's, or both
     #: (anchored: reproduce the dense outputs from the compressed inputs).
     stream: ClassVar[Literal["dense", "compressed", "anchored"]] = "dense"
+    #: False when the knobs alone fix the size (plain quantization): no budget is asked for.
+    sized: ClassVar[bool] = True
+
+    @property
+    def refinement(self) -> Refine | None:
+        """Training of each block after its solve; default: none."""
+        return None
 
     def targets(
         self, anatomy: Anatomy, include: Sequence[str] = (), exclude: Sequence[str] = ()
@@ -258,6 +281,7 @@ __all__ = [
     "Compressor",
     "Evidence",
     "Method",
+    "Refine",
     "Source",
     "catalogue",
     "dense_bid",

@@ -56,7 +56,6 @@ class Recipe(BaseModel):
     seed: int = Field(0, description="of the calibration sample and everything random")
     include: Globs = Field((), description="globs of module paths to compress")
     exclude: Globs = Field((), description="globs of module paths to leave alone")
-    refine: bool = Field(False, description="train each block against the dense block's output")
     fast: bool = Field(False, description="leave dense what would be smaller but not faster here")
     work: str | None = Field(None, description="work directory (resumes there)")
     fresh: bool = Field(False, description="start over in the work directory")
@@ -109,8 +108,9 @@ class Recipe(BaseModel):
         )
 
     def budget(self, stage: Stage) -> Budget | None:
-        """The stage's budget; None when the reverse question (`max_loss`) is asked."""
-        if self.max_loss is not None:
+        """The stage's budget; None when none is given (the reverse question, a fixed size)."""
+        given = (stage.keep, stage.size, stage.bits, self.paper_ratio)
+        if all(value is None for value in given):
             return None
         ratio = self.paper_ratio if not self.stages else None
         return Budget.parse(keep=stage.keep, size=stage.size, bits=stage.bits, paper_ratio=ratio)

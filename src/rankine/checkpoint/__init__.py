@@ -4,8 +4,20 @@ Nothing here imports transformers at its top but `hf`, which is imported while t
 itself is only half imported (see `rankine._register`).
 """
 
+from rankine.checkpoint.beside import check_output, written_beside
 from rankine.checkpoint.journal import Journal
 from rankine.checkpoint.load import ModelInfo, directory_bytes, load, open_model
-from rankine.checkpoint.save import patch_of, save
+from rankine.checkpoint.save import patch_of, save, write
 
-__all__ = ["Journal", "ModelInfo", "directory_bytes", "load", "open_model", "patch_of", "save"]
+__all__ = [
+    "Journal",
+    "ModelInfo",
+    "check_output",
+    "directory_bytes",
+    "load",
+    "open_model",
+    "patch_of",
+    "save",
+    "write",
+    "written_beside",
+]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from rankine import compat
 from rankine.checkpoint import card
-from rankine.checkpoint.beside import written_beside
+from rankine.checkpoint.beside import final_name, written_beside
 from rankine.checkpoint.form import (
     CARD,
     CONFIG,
@@ -56,7 +56,7 @@ def save(
     """
     directory = Path(directory)
     with written_beside(directory, force) as beside:
-        write(model, beside, patch, tokenizer, source, cost, directory.name, max_shard_size)
+        write(model, beside, patch, tokenizer, source, cost, max_shard_size)
         for name, content in (extra_files or {}).items():
             data = content.encode() if isinstance(content, str) else content
             (beside / name).write_bytes(data)
@@ -70,17 +70,16 @@ def write(
     tokenizer: Any = None,
     source: str | Path | None = None,
     cost: str = "",
-    name: str = "",
     max_shard_size: str | int = "5GB",
 ) -> None:
     """Write a model into a directory that `written_beside` gave: `save` for who measures the
-    written files before they take their place. `name` is what the card calls the model."""
+    written files before they take their place."""
     patch = patch_of(model) if patch is None else patch
     if hasattr(model, "save_pretrained") and hasattr(model, "config"):
         _save_pretrained(model, beside, patch, max_shard_size)
         if tokenizer is not None:
             tokenizer.save_pretrained(beside)
-        _save_card(model, beside, name or beside.name, source, cost, bool(patch))
+        _save_card(model, beside, source, cost, bool(patch))
     else:
         _save_plain(model, beside, patch)
 
@@ -133,7 +132,7 @@ def untie_output(model: Any, patch: Patch) -> Patch:
 
 
 def _save_card(
-    model: Any, beside: Path, name: str, source: str | Path | None, cost: str, patched: bool
+    model: Any, beside: Path, source: str | Path | None, cost: str, patched: bool
 ) -> None:
     origin = str(source or getattr(model.config, "_name_or_path", "") or "")
     folder = Path(origin) if origin and os.path.isdir(origin) else None
@@ -145,7 +144,8 @@ def _save_card(
     autos = [auto for auto, n in compat.auto_classes(model.config).items() if n == architecture]
     auto = autos[0] if autos else "AutoModel"
     fields = card.inherited(folder, base)
-    (beside / CARD).write_text(card.card(name, auto, fields, cost, patched), encoding="utf-8")
+    text = card.card(final_name(beside), auto, fields, cost, patched)
+    (beside / CARD).write_text(text, encoding="utf-8")
 
 
 # -- any module ---------------------------------------------------------------------------------

@@ -72,19 +72,27 @@ class Walk:
     def __init__(self, model: nn.Module, anatomy: Anatomy, task: Task, batches: Sequence[Any]):
         self.model, self.anatomy, self.task = model, anatomy, task
         self.batches = list(batches)
-        self.masks = [task.mask(batch) for batch in self.batches]
         self.calls: list[list[Call]] = []
         self.hidden: list[Tensor] = []
         for batch in self.batches:
             calls, first = self._record(batch)
             self.calls.append(calls)
             self.hidden.append(first)
+        self.masks = [self._mask(batch, h) for batch, h in zip(self.batches, self.hidden)]
+
+    def _mask(self, batch: Any, hidden: Tensor) -> Tensor:
+        mask = self.task.mask(batch)
+        if mask is not None:
+            return mask.to(hidden.device)
+        return torch.ones(hidden.shape[:-1], dtype=torch.bool, device=hidden.device)
 
     @property
     def positions_per_term(self) -> float:
         """Positions that feed one term of the loss: about 1 for language models, the sequence
         length for a classifier. Gradient moments are scaled by it, so that half of them predicts
         the change of the mean loss term."""
+        if self.whole:
+            return 1.0
         positions = sum(int(mask.sum()) for mask in self.masks)
         terms = sum(float(self.task.terms(batch).sum()) for batch in self.batches)
         return positions / max(terms, 1.0)
@@ -123,11 +131,13 @@ class Walk:
             self.task.run(self.model, batch)
         return calls, first[0]
 
-    def forward(self, block: Block, index: int, hidden: Tensor, module: nn.Module | None = None):
+    def forward(
+        self, block: Block, index: int, hidden: Tensor, module: nn.Module | None = None
+    ) -> Any:
         """Run one block (or `module` in its place) on batch `index`."""
         module = module or self.module(block)
         if self.whole:
-            return self.task.run(self.model, self.batches[index])
+            return self.task.run(module, self.batches[index])
         return self.calls[index][block.index].run(module, hidden)
 
     @torch.no_grad()
@@ -153,4 +163,5 @@ class Walk:
     def loss(self, index: int, outputs: Any) -> Tensor:
         """Sum of the loss terms of one batch (examples × their terms)."""
         batch = self.batches[index]
-        return (self.task.loss(outputs, batch) * self.task.terms(batch)).sum()
+        loss = self.task.loss(outputs, batch)
+        return (loss * self.task.terms(batch).to(loss)).sum()

@@ -1,0 +1,1 @@
+"""The parts of the main job; `pipeline` reads them in order."""

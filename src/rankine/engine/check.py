@@ -1,0 +1,75 @@
+"""What came out, measured on the written directory and not on what was planned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from rankine.anatomy import Target
+from rankine.budget import Option
+from rankine.checkpoint import load
+from rankine.engine.run import Run
+from rankine.errors import UserError
+from rankine.patch import stored_bits
+
+
+@dataclass(frozen=True)
+class Size:
+    """Stored bits of the targeted weights, and their number."""
+
+    bits: int
+    weights: int
+
+    @property
+    def keep(self) -> float:
+        """Stored bits ÷ 16 per targeted weight."""
+        return self.bits / (16 * self.weights)
+
+    @property
+    def per_weight(self) -> float:
+        """Mean stored bits per targeted weight."""
+        return self.bits / self.weights
+
+
+def measured_size(model: nn.Module, targets: list[Target]) -> Size:
+    """Counted on the tensors of the model that will be, or was, saved."""
+    weights = {w.path: w.shape[0] * w.shape[1] for t in targets for w in t.weights}
+    return Size(sum(stored_bits(model, path) for path in weights), sum(weights.values()))
+
+
+def check_bits(model: nn.Module, choices: Mapping[str, Option], targets: list[Target]) -> None:
+    """The files hold exactly the bits that the options promised."""
+    for target in targets:
+        promised = choices[target.id].bits
+        found = sum(stored_bits(model, w.path) for w in target.weights)
+        if found != promised:
+            raise AssertionError(
+                f"{target.id}: {promised} bits were allocated and {found} are stored: "
+                "a structure miscounts; please report this"
+            )
+
+
+def reopened(directory: Path, run: Run) -> nn.Module:
+    """The written directory, loaded as a user will load it."""
+    if not hasattr(run.model, "config"):
+        return run.model
+    device = next(run.model.parameters()).device
+    return load(directory).to(device).eval()
+
+
+@torch.no_grad()
+def check_outputs(model: nn.Module, run: Run) -> None:
+    """Finite outputs on the first calibration batch."""
+    batch = run.calibration[0]
+    outputs: Any = run.task.run(model, batch)
+    logits = getattr(outputs, "logits", outputs)
+    if isinstance(logits, torch.Tensor) and not bool(torch.isfinite(logits).all()):
+        raise UserError(
+            "expected finite outputs of the compressed model, found NaN or infinity: store it "
+            "with --dtype bfloat16 or float32, or keep more"
+        )

@@ -1,0 +1,219 @@
+"""The plan: what would come out and what it would take, before any work."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from rankine.anatomy import Anatomy, Target
+from rankine.budget import Budget, format_bytes
+from rankine.errors import UserError
+from rankine.evaluation.latency import faster_from
+from rankine.method import Compressor, get
+from rankine.recipe import Recipe
+from rankine.tasks.language import parse_tokens
+
+#: Mean stored bits per weight of plain int8 and int4 with 16-bit scale and minimum per 64.
+PLAIN = {"int8": 8.5, "int4": 4.5}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Predictions (bytes, seconds) and sentences; `lines()` prints them."""
+
+    model: str
+    family: str
+    method: str
+    targets: int
+    weights: int
+    bytes_before: int
+    bytes_after: int
+    seconds: float
+    memory: int
+    runs_on: tuple[str, ...] = ("transformers", "PEFT", "ONNX Runtime")
+    notes: tuple[str, ...] = field(default=())
+
+    def lines(self) -> list[str]:
+        """What a terminal shows."""
+        share = self.bytes_after / max(self.bytes_before, 1)
+        return [
+            f"model    {self.model} ({self.family}), {format_bytes(self.bytes_before)}",
+            f"method   {self.method} on {self.targets} weights, {self.weights:,} parameters",
+            f"size     {format_bytes(self.bytes_after)} on disk ({share:.0%} of today's)",
+            f"time     about {_duration(self.seconds)}, memory {format_bytes(self.memory)}",
+            f"runs on  {', '.join(self.runs_on)}; vLLM and llama.cpp only as a dense export",
+            *[f"note     {note}" for note in self.notes],
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """For reports and --json."""
+        return {
+            "model": self.model,
+            "family": self.family,
+            "method": self.method,
+            "targets": self.targets,
+            "weights": self.weights,
+            "bytes_before": self.bytes_before,
+            "bytes": self.bytes_after,
+            "seconds": round(self.seconds, 1),
+            "memory": self.memory,
+            "runs_on": [*self.runs_on, "vLLM and llama.cpp only as a dense export"],
+            "notes": list(self.notes),
+        }
+
+
+def make_plan(recipe: Recipe, model: nn.Module, anatomy: Anatomy, name: str) -> Plan:
+    """Predict a recipe on a model (meta tensors suffice). Raises UserError on what cannot work."""
+    chain = recipe.chain()
+    methods = [driven(stage.method, stage.set) for stage in chain]
+    check_chain(methods)
+    targets = methods[0].targets(anatomy, recipe.include, recipe.exclude)
+    weights = sum(w.shape[0] * w.shape[1] for t in targets for w in t.weights)
+    before = tensor_bytes(model)
+    fixed = fixed_bytes(model, targets)
+    budget = recipe.budget(chain[-1])
+    after = before
+    if budget is not None:
+        after = fixed + budget.total_bits(weights, fixed) // 8
+        if after <= fixed:
+            raise UserError(
+                f"expected a size above the {format_bytes(fixed)} that no method touches "
+                f"(embeddings, head, norms), found {format_bytes(budget.size or 0)}: ask for more, "
+                "or --include other weights"
+            )
+    return Plan(
+        model=name,
+        family=anatomy.family,
+        method=" → ".join(method.name for method in methods),
+        targets=len(targets),
+        weights=weights,
+        bytes_before=before,
+        bytes_after=after,
+        seconds=_seconds(recipe, methods, targets, anatomy),
+        memory=_memory(model, anatomy, before),
+        notes=tuple(_notes(methods, budget, weights, fixed, targets, model)),
+    )
+
+
+def driven(name: str, knobs: dict[str, Any]) -> Compressor:
+    """A method that the pipeline can drive."""
+    found = get(name, knobs)
+    if not isinstance(found, Compressor):
+        raise UserError(f"{name} trains or runs models: use its own verb instead of compress")
+    return found
+
+
+def check_chain(methods: list[Compressor]) -> None:
+    """Legality is data: each method's card says what it may follow."""
+    standing = "dense"
+    for method in methods:
+        if standing not in method.card.after:
+            raise UserError(
+                f"{method.name} cannot follow a {standing} stage: it takes "
+                f"{', '.join(method.card.after)} weights; reorder the recipe"
+            )
+        standing = method.card.family
+
+
+def tensor_bytes(model: nn.Module) -> int:
+    """Bytes of all parameters and saved buffers, shared ones once."""
+    seen: dict[int, int] = {}
+    for tensor in model.state_dict(keep_vars=True).values():
+        seen[id(tensor)] = tensor.numel() * tensor.element_size()
+    return sum(seen.values())
+
+
+def fixed_bytes(model: nn.Module, targets: list[Target]) -> int:
+    """Bytes of everything that is no targeted weight, safetensors header included."""
+    targeted = {w.path + "." for t in targets for w in t.weights}
+    seen: dict[int, int] = {}
+    names = 0
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        names += len(name) + 64
+        if any(name.startswith(path) for path in targeted) and not name.endswith(".bias"):
+            continue
+        seen[id(tensor)] = tensor.numel() * tensor.element_size()
+    return sum(seen.values()) + names
+
+
+def _seconds(
+    recipe: Recipe, methods: list[Compressor], targets: list[Target], anatomy: Anatomy
+) -> float:
+    """Forward passes, moments and decompositions at the speed one matrix product runs here."""
+    sequences, length = parse_tokens(recipe.tokens)
+    tokens = sequences * length
+    rate = _flops_per_second()
+    work = 0.0
+    for method in methods:
+        forward = 2.0 * tokens * sum(w.shape[0] * w.shape[1] for w in anatomy.linears)
+        needs = set().union(*(method.needs(t) for t in targets))
+        walks = len(needs) * 1.5 + (4.0 if method.stream != "dense" else 0.0)
+        if method.refinement is not None:
+            walks += 3.0 * method.refinement.epochs
+        widths = [w.shape[1] for t in targets for w in t.weights]
+        moments = sum(2.0 * tokens * i * i for i in widths) * len(needs)
+        solves = sum(40.0 * min(w.shape) ** 3 for t in targets for w in t.weights)
+        work += forward * walks + moments + solves
+    return work / rate + 2.0
+
+
+def _flops_per_second(n: int = 512) -> float:
+    a = torch.randn(n, n)
+    a @ a
+    start = time.perf_counter()
+    for _ in range(4):
+        a @ a
+    return 4 * 2 * n**3 / max(time.perf_counter() - start, 1e-6) * 0.5
+
+
+def _memory(model: nn.Module, anatomy: Anatomy, stored: int) -> int:
+    """Stored and computing copies, one block's moments in float64."""
+    widest = max(
+        (sum(w.shape[0] ** 2 + w.shape[1] ** 2 for w in b.weights) for b in anatomy.blocks),
+        default=0,
+    )
+    parameters = sum(p.numel() for p in model.parameters())
+    return stored + 4 * parameters + 8 * widest
+
+
+def _notes(
+    methods: list[Compressor],
+    budget: Budget | None,
+    weights: int,
+    fixed: int,
+    targets: list[Target],
+    model: nn.Module,
+) -> list[str]:
+    notes = []
+    if budget is not None and budget.note:
+        notes.append(budget.note)
+    if budget is not None and all(m.card.family == "low-rank" for m in methods):
+        asked = budget.total_bits(weights, fixed) / weights
+        beaten = [n for n, b in PLAIN.items() if b <= asked]
+        if beaten:
+            notes.append(
+                f"{asked:.1f} bits per weight were asked for; plain {beaten[0]} stores "
+                f"{PLAIN[beaten[0]]} and usually loses less: low rank pays in speed at batch > 1, "
+                "in training, and below 4 bits on top of quantization"
+            )
+    widest = max((max(w.shape) for t in targets for w in t.weights), default=0)
+    if methods[-1].card.family == "low-rank" and widest < faster_from():
+        notes.append(
+            f"smaller, not faster here: below a width of about {faster_from()} two small products "
+            "cost more than one (--fast keeps such weights dense)"
+        )
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    if dtype == torch.float32:
+        notes.append(
+            "the weights are float32, 32 bits each against the 16 that keep counts: "
+            "--dtype bfloat16 buys twice the ranks at the same bytes"
+        )
+    return notes
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

@@ -1,0 +1,280 @@
+"""The report's data: what was measured before, after, and beside."""
+
+from __future__ import annotations
+
+import copy
+import datetime
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rankine import report
+from rankine.budget import Option
+from rankine.checkpoint import directory_bytes
+from rankine.engine.check import measured_size
+from rankine.engine.plan import Plan, tensor_bytes
+from rankine.engine.run import Run, threads_available
+from rankine.engine.stage import Stage
+from rankine.evaluation.generation import sample
+from rankine.evaluation.latency import decode_speed
+from rankine.metric import Metric
+from rankine.patch import matrix
+from rankine.structures import Quantized
+from rankine.structures.base import Structure
+
+SCHEMA = "1.0"
+#: Points of a spectrum that the report keeps.
+POINTS = 64
+PROMPT = "def read_lines(path):\n    "
+
+
+def measure_before(run: Run) -> dict[str, Any]:
+    """The dense model's row and those of plain int8 and int4, before anything is replaced."""
+    dense = score(run, run.work)
+    rows = [
+        row("dense", "dense", dense, bytes_=tensor_bytes(run.model), keep=_dense_keep(run), method="")
+    ]
+    targets = [w.path for w in run.anatomy.linears if w.operator != "embedding"]
+    for bits in (8, 4):
+        rows.append(_plain_quantized(run, targets, bits))
+    return {"rows": rows, "sample": _sample(run, run.work)}
+
+
+def _dense_keep(run: Run) -> float:
+    return run.store_dtype.itemsize * 8 / 16
+
+
+def _plain_quantized(run: Run, paths: list[str], bits: int) -> dict[str, Any]:
+    """Round-to-nearest codes of every block weight: the baseline at its own bytes."""
+    structure = Quantized(bits, group=64)
+    copied = copy.deepcopy(run.work)
+    stored, weights = 0, 0
+    for path in paths:
+        module = copied.get_submodule(path)
+        if not isinstance(getattr(module, "weight", None), Tensor) or not hasattr(module, "bias"):
+            continue
+        w_oi = matrix(module).to(run.store_dtype)
+        if w_oi.shape[-1] * bits % 8:
+            continue
+        back = structure.decode(structure.encode(w_oi, Metric()))
+        with torch.no_grad():
+            matrix(module).copy_(back)
+        stored += structure.bits(w_oi.shape, run.store_dtype)
+        weights += w_oi.numel()
+    other = tensor_bytes(run.model) - weights * run.store_dtype.itemsize
+    found = score(run, copied, speed=False)
+    return row(
+        f"int{bits} (plain)",
+        "baseline",
+        found,
+        bytes_=other + stored // 8,
+        keep=stored / (16 * max(weights, 1)),
+        method="rtn",
+        note="round to nearest, groups of 64; decoded at each call here, so no faster",
+    )
+
+
+def score(run: Run, model: nn.Module, speed: bool = True) -> dict[str, Any]:
+    """The task's figures and the decoding speed."""
+    found: dict[str, Any] = dict(run.task.score(model))
+    if speed and run.tokenizer is not None and hasattr(model, "generate"):
+        found["tokens_per_second"] = decode_speed(model)
+    return found
+
+
+def row(
+    name: str,
+    kind: str,
+    found: Mapping[str, Any],
+    *,
+    bytes_: int,
+    keep: float,
+    method: str,
+    note: str = "",
+) -> dict[str, Any]:
+    """One line of the honest table."""
+    return {
+        "name": name,
+        "kind": kind,
+        "method": method,
+        "keep": keep,
+        "bytes": bytes_,
+        "note": note,
+        **{k: v for k, v in found.items() if k != "tokens"},
+    }
+
+
+def begin(
+    run: Run, plan: Plan, stages: list[Stage], before: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Everything but the result's own figures."""
+    from rankine import __version__
+
+    last = stages[-1]
+    size = measured_size(run.model, last.targets)
+    asked = run.recipe.budget(run.recipe.chain()[-1])
+    return {
+        "schema": SCHEMA,
+        "rankine": __version__,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": None,
+        "model": {
+            "name": run.info.spec,
+            "family": run.anatomy.family,
+            "parameters": sum(p.numel() for p in run.model.parameters()),
+            "bytes": plan.bytes_before,
+            "dtype": str(run.store_dtype).removeprefix("torch."),
+        },
+        "recipe": run.recipe.model_dump(mode="json", exclude_defaults=True),
+        "fingerprints": {k: run.journal.fingerprint[k] for k in ("model", "data", "recipe")},
+        "plan": plan.to_json(),
+        "budget": {
+            "asked": {
+                k: v for k in ("keep", "size", "bits") if (v := getattr(asked, k, None)) is not None
+            },
+            "keep": size.keep,
+            "bits": size.per_weight,
+            "size": None,
+            "note": getattr(asked, "note", "") or None,
+        },
+        "rows": list(before.get("rows", [])),
+        "targets": [entry for stage in stages for entry in target_entries(stage)],
+        "bytes": bytes_by_role(run),
+        "samples": [dict(before["sample"])] if before.get("sample") else [],
+        "hardware": hardware(),
+        "versions": versions(),
+        "times": {k: round(v, 2) for k, v in run.times.items()},
+        "warnings": [*run.warnings, *getattr(run.task, "notes", [])],
+        "result": {"method": last.method.name, "knobs": last.method.knobs()},
+    }
+
+
+def measure_after(
+    run: Run, saved: nn.Module, data: dict[str, Any], directory: Path | None = None
+) -> None:
+    """Add the result's row and sample, measured on what was written."""
+    number = data["budget"]["keep"]
+    computing = saved.to(torch.float32) if next(saved.parameters()).device.type == "cpu" else saved
+    found = score(run, computing)
+    weights = directory_bytes(directory)[0] if directory is not None else tensor_bytes(run.model)
+    data["budget"]["size"] = weights
+    method = data["result"]["method"]
+    rows = data["rows"]
+    result = row(f"{method} {number:.2f}", "result", found, bytes_=weights, keep=number, method=method)
+    dense = next((r for r in rows if r["kind"] == "dense"), {})
+    if dense.get("tokens_per_second") and result.get("tokens_per_second"):
+        result["ratio_to_dense"] = result["tokens_per_second"] / dense["tokens_per_second"]
+    rows.append(result)
+    if data["samples"]:
+        data["samples"][0]["after"] = _sample(run, computing)["before"]
+    data["times"] = {k: round(v, 2) for k, v in run.times.items()}
+
+
+def _sample(run: Run, model: nn.Module) -> dict[str, str] | None:
+    if run.tokenizer is None or not hasattr(model, "generate"):
+        return None
+    return {"prompt": PROMPT, "before": sample(model, run.tokenizer, PROMPT)}
+
+
+def target_entries(stage: Stage) -> list[dict[str, Any]]:
+    """One entry per target: what was chosen, what it is predicted to cost, its spectrum."""
+    entries = []
+    by_id = {bid.target: bid for bid in stage.bids}
+    for target in stage.targets:
+        option: Option = stage.choices[target.id]
+        weight = target.weights[0]
+        structure: Structure = option.structure
+        bid = by_id[target.id]
+        worst = max(o.loss for o in bid.options)
+        entries.append(
+            {
+                "id": target.id,
+                "path": weight.path,
+                "role": weight.role,
+                "block": weight.block,
+                "shape": list(weight.shape),
+                "structure": structure.to_json(),
+                "rank": getattr(structure, "rank", None),
+                "keep": option.bits / bid.dense_bits,
+                "bits": option.bits,
+                "loss": option.loss,
+                "error": option.loss / worst if worst > 0 else 0.0,
+                **_tail_points(bid.options),
+            }
+        )
+    return entries
+
+
+def _tail_points(options: tuple[Option, ...]) -> dict[str, list[float]]:
+    """Singular values in the method's metric, from the differences of the curve's tails."""
+    ranked = sorted(
+        (o.structure.rank, o.loss)
+        for o in options
+        if getattr(o.structure, "rank", None) and not getattr(o.structure, "pivoted", False)
+    )
+    if len(ranked) < 3:
+        return {"spectrum": [], "spectrum_ranks": []}
+    values = [
+        (r2, max(l1 - l2, 0.0) ** 0.5)
+        for (_, l1), (r2, l2) in zip(ranked[:-1], ranked[1:], strict=True)
+    ]
+    step = max(1, len(values) // POINTS)
+    top = max(v for _, v in values) or 1.0
+    kept = values[::step]
+    return {"spectrum": [v / top for _, v in kept], "spectrum_ranks": [float(r) for r, _ in kept]}
+
+
+def bytes_by_role(run: Run) -> dict[str, int]:
+    """Where the bytes of the compressed model are."""
+    roles = {w.path: w.role for w in run.anatomy.weights}
+    out: dict[str, int] = {}
+    seen: set[int] = set()
+    for name, tensor in run.model.state_dict(keep_vars=True).items():
+        if id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        owner = next((p for p in roles if name.startswith(p + ".")), None)
+        role = roles[owner] if owner else ("norms" if "norm" in name or "ln_" in name else "other")
+        out[role] = out.get(role, 0) + tensor.numel() * tensor.element_size()
+    return out
+
+
+def hardware() -> dict[str, Any]:
+    """The machine the figures were measured on."""
+    return {
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "cores": threads_available(),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def versions() -> dict[str, str]:
+    """Of what the figures depend on."""
+    import transformers
+
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def write(data: dict[str, Any], directory: Path) -> None:
+    """report.html and report.json."""
+    report.write(data, directory)
+

@@ -1,0 +1,203 @@
+"""One run: the model, its data, its journal, and what has been decided so far."""
+
+from __future__ import annotations
+
+import copy
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from rankine import anatomy
+from rankine.checkpoint import Journal, ModelInfo, open_model
+from rankine.errors import UserError
+from rankine.patch import Patch
+from rankine.recipe import Recipe
+from rankine.tasks import LanguageModelling, Task
+from rankine.tasks.language import context_length, parse_tokens
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+class Progress(Protocol):
+    """What a progress bar implements."""
+
+    def __call__(self, stage: str, done: int, total: int) -> None: ...
+
+
+def quiet(stage: str, done: int, total: int) -> None:
+    """No bar."""
+
+
+@dataclass
+class Run:
+    """`model` holds the stored weights and becomes the result; `work` is its copy in the dtype of
+    computation, on which statistics are measured and patches are tried."""
+
+    recipe: Recipe
+    model: nn.Module
+    work: nn.Module
+    anatomy: anatomy.Anatomy
+    task: Task
+    tokenizer: Any
+    info: ModelInfo
+    journal: Journal
+    progress: Progress = quiet
+    patch: Patch = field(default_factory=Patch)
+    times: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def forget(self) -> None:
+        """Drop the journal once the output stands: a finished run has nothing to resume."""
+        shutil.rmtree(self.journal.path, ignore_errors=True)
+
+    @property
+    def store_dtype(self) -> torch.dtype:
+        """dtype of the saved weights."""
+        return next(p.dtype for p in self.model.parameters() if p.is_floating_point())
+
+    @cached_property
+    def calibration(self) -> list[Any]:
+        """The calibration batches."""
+        return list(self.task.batches("calibration"))
+
+
+@contextmanager
+def open_run(
+    recipe: Recipe,
+    model: str | nn.Module | None = None,
+    task: Task | None = None,
+    tokenizer: Any = None,
+    progress: Progress = quiet,
+    output: Path | None = None,
+) -> Iterator[Run]:
+    """Open model, data and journal; the journal of a run without `--work` lies beside the output
+    (so that a killed run resumes) or in a temporary directory, and goes when the run succeeds."""
+    device = choose_device(recipe.device)
+    if recipe.threads:
+        torch.set_num_threads(recipe.threads)
+    if isinstance(model, nn.Module):
+        info = ModelInfo(type(model).__name__, None, Patch())
+        loaded = model.to(device).eval()
+    else:
+        loaded, found, info = open_model(model or recipe.model, device, recipe.dtype)
+        tokenizer = tokenizer if tokenizer is not None else found
+    if recipe.dtype != "auto":
+        loaded = loaded.to(DTYPES[recipe.dtype])
+    task = task or language_task(recipe, loaded, tokenizer)
+    seed_everything(recipe.seed)
+    with tempfile.TemporaryDirectory(prefix="rankine-") as scratch:
+        place = work_directory(recipe, output) or Path(scratch) / "work"
+        with Journal.open(place, fingerprint(recipe, loaded, task), recipe.fresh) as journal:
+            yield Run(
+                recipe,
+                loaded,
+                computing_copy(loaded),
+                anatomy.describe(loaded),
+                task,
+                tokenizer,
+                info,
+                journal,
+                progress,
+                info.patch,
+            )
+
+
+def language_task(recipe: Recipe, model: nn.Module, tokenizer: Any) -> Task:
+    """Language modelling by the recipe's calibration and evaluation text."""
+    if tokenizer is None:
+        raise UserError(
+            "expected a tokenizer beside the model, found none: save one into the directory, or "
+            "pass tokenizer= or your own task= to rankine.compress"
+        )
+    sequences, length = parse_tokens(recipe.tokens)
+    return LanguageModelling(
+        tokenizer,
+        recipe.calibration,
+        recipe.evaluation,
+        sequences=sequences,
+        length=length,
+        max_tokens=max(recipe.eval_tokens, 2),
+        context=context_length(getattr(model, "config", None)),
+        column=recipe.text_column,
+        seed=recipe.seed,
+    )
+
+
+def computing_copy(model: nn.Module) -> nn.Module:
+    """A frozen copy in float32 on the CPU (moments of 16-bit activations would be rounded, and
+    16-bit matrix products are slow on many CPUs); in the stored dtype elsewhere."""
+    work = copy.deepcopy(model).eval().requires_grad_(False)
+    device = next(work.parameters()).device
+    return work.to(torch.float32) if device.type == "cpu" else work
+
+
+def choose_device(name: str) -> torch.device:
+    """auto: cuda when there is one. Raises UserError on a device that is not here."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name not in ("cpu", "cuda"):
+        raise UserError(f"expected device auto, cpu or cuda, found {name!r}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("expected a CUDA device, found none: use --device cpu")
+    return torch.device(name)
+
+
+def work_directory(recipe: Recipe, output: Path | None) -> Path | None:
+    """Where the journal lies: `work`, else beside the output, else nowhere lasting."""
+    if recipe.work:
+        return Path(recipe.work)
+    return output.with_name(output.name + ".rankine-work") if output is not None else None
+
+
+def seed_everything(seed: int) -> None:
+    """For samplers that draw from torch's global generator; units of work use their own."""
+    torch.manual_seed(seed)
+
+
+def generator(seed: int, stage: str, unit: str) -> torch.Generator:
+    """A unit's own generator: the same draws in any order, after any kill, on any rank."""
+    import hashlib
+
+    digest = hashlib.sha256(f"{seed}/{stage}/{unit}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") % 2**63)
+
+
+def fingerprint(recipe: Recipe, model: nn.Module, task: Task) -> dict[str, str]:
+    """What the journal's entries depend on."""
+    from rankine import __version__
+
+    return {
+        "model": model_fingerprint(model),
+        "data": task.fingerprint("calibration"),
+        "recipe": str(sorted(recipe.decides().items())),
+        "versions": f"rankine {__version__}, torch {torch.__version__}, "
+        f"python {platform.python_version()}",
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def model_fingerprint(model: nn.Module) -> str:
+    """sha256 over names, shapes, dtypes and the bytes of every tensor."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def threads_available() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

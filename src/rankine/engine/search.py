@@ -1,0 +1,101 @@
+"""The question asked backwards: the smallest model that holds a loss, by a few real runs."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+from rankine.errors import BudgetError, UserError
+from rankine.recipe import Recipe
+
+#: Real compressions at most; each is evaluated on the held-out text.
+TRIES = 5
+
+
+def parse_max_loss(text: str) -> float:
+    """Allowed rise of the log-perplexity: "1.02x" is ln 1.02, "0.05" is 0.05 nats."""
+    found = re.fullmatch(r"\s*([0-9.]+(?:e-?\d+)?)\s*(x?)\s*", str(text), re.IGNORECASE)
+    try:
+        value = float(found.group(1)) if found else math.nan
+    except ValueError:
+        value = math.nan
+    rise = math.log(value) if found and found.group(2) and value > 0 else value
+    if not math.isfinite(rise) or rise <= 0:
+        raise UserError(
+            f"expected --max-loss above the dense loss, such as 1.02x (perplexity) or 0.05 (nats "
+            f"per token), found {text!r}"
+        )
+    return rise
+
+
+def smallest_that_holds(
+    compress: Callable[..., Any],
+    recipe: Recipe,
+    model: Any,
+    output: Any,
+    progress: Any,
+    task: Any,
+    tokenizer: Any,
+) -> Any:
+    """Bracket the keep by a few evaluated runs, then write the smallest that held.
+
+    ln(gap) is close to linear in keep, so a secant on it converges in about three runs.
+    """
+    if not isinstance(model, (str, type(None))):
+        raise UserError("--max-loss compresses several times: give a model by name or directory")
+    allowed = parse_max_loss(recipe.max_loss or "")
+    base = recipe.model_dump(exclude_unset=True)
+    base = {k: v for k, v in base.items() if k not in ("max_loss", "keep", "size", "bits")}
+    tried: dict[float, float] = {}
+    keep = 0.8
+    for _ in range(TRIES):
+        result = compress(
+            model,
+            recipe=Recipe.of(**{**base, "keep": keep}),
+            progress=progress,
+            task=task,
+            tokenizer=tokenizer,
+        )
+        tried[keep] = gap_of(result)
+        keep = next_keep(tried, allowed)
+        if keep in tried:
+            break
+    holding = [k for k, gap in tried.items() if gap <= allowed]
+    if not holding:
+        closest = min(tried.items(), key=lambda item: item[1])
+        raise BudgetError(
+            f"expected a size whose loss stays within {allowed:.4f} nats, found {closest[1]:.4f} "
+            f"at keep {closest[0]:.3f}: allow more, choose another method, or quantize instead"
+        )
+    best = min(holding)
+    final = Recipe.of(**{**base, "keep": best})
+    result = compress(
+        model, output=output, recipe=final, progress=progress, task=task, tokenizer=tokenizer
+    )
+    result.report["search"] = {"allowed": allowed, "tried": tried}
+    return result
+
+
+def gap_of(result: Any) -> float:
+    """Held-out log-perplexity above dense."""
+    rows = {row["kind"]: row for row in result.report["rows"] if row["kind"] != "baseline"}
+    return math.log(rows["result"]["perplexity"]) - math.log(rows["dense"]["perplexity"])
+
+
+def next_keep(tried: dict[float, float], allowed: float) -> float:
+    """The next size to try, on a grid of 0.005; one already tried ends the search."""
+    points = sorted(tried.items())
+    holding = [(k, g) for k, g in points if g <= allowed]
+    failing = [(k, g) for k, g in points if g > allowed]
+    if holding and failing:
+        (high, g_high), (low, g_low) = holding[0], failing[-1]
+        slope = (math.log(max(g_high, 1e-6)) - math.log(max(g_low, 1e-6))) / (high - low)
+        keep = high + (math.log(allowed) - math.log(max(g_high, 1e-6))) / slope
+        keep = min(max(keep, low + 0.1 * (high - low)), high)
+    elif failing:
+        keep = min(0.5 * (failing[-1][0] + 1.0), 0.98)
+    else:
+        keep = max(holding[0][0] - 0.2, 0.1)
+    return math.ceil(keep * 200) / 200

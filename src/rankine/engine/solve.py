@@ -1,0 +1,219 @@
+"""The solve: each target's choice is fitted, journalled and put in place.
+
+A dense stream solves targets in any order. A compressed or anchored stream walks the blocks once
+more: the inputs of each step (q·k·v → o → gate·up → down) are measured behind the finished ones,
+beside the dense block's where the method wants both. Sizes are fixed before, so a global budget
+and sequential statistics coexist.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rankine.anatomy import Block, Target, Weight
+from rankine.budget import Option
+from rankine.engine.run import generator
+from rankine.engine.stage import Stage, WorkSource, fit, put
+from rankine.method import Evidence, Refine
+from rankine.patch import Patch
+from rankine.statistics import Moment, MomentSum, OutputGradient, Walk
+from rankine.statistics.survey import rows
+from rankine.statistics.walk import listening
+from rankine.structures import Dense
+from rankine.training.refine import refine_block
+
+
+def solve(stage: Stage, choices: Mapping[str, Option]) -> Patch:
+    """The stage's patch; the run's working copy has it in place afterwards."""
+    due = [t for t in stage.targets if not isinstance(choices[t.id].structure, Dense)]
+    if stage.method.stream == "dense" and stage.method.refinement is None:
+        return _solve_independent(stage, choices, due)
+    return _solve_in_order(stage, choices, due)
+
+
+def _solve_independent(
+    stage: Stage, choices: Mapping[str, Option], due: Sequence[Target]
+) -> Patch:
+    run, patch = stage.run, Patch()
+    source = WorkSource(run)
+    for n, target in enumerate(due):
+        fitted = _journalled(
+            stage, target.id, lambda t=target: fit(stage, t, choices[t.id], stage.evidence, source)
+        )
+        put(run, fitted)
+        patch |= fitted
+        run.progress("solve", n + 1, len(due))
+    return patch
+
+
+def _journalled(stage: Stage, unit: str, make: Callable[[], Patch]) -> Patch:
+    """The unit's patch from the journal, or made and kept there."""
+    name = f"solve-{stage.number}"
+    kept = stage.run.journal.get_patch(name, unit)
+    if kept is None:
+        kept = make()
+        stage.run.journal.put_patch(name, unit, kept)
+    return kept
+
+
+def _solve_in_order(stage: Stage, choices: Mapping[str, Option], due: Sequence[Target]) -> Patch:
+    run, patch = stage.run, Patch()
+    walk = Walk(run.work, run.anatomy, run.task, run.calibration)
+    dense_hidden = list(walk.hidden)
+    at: dict[tuple[int, int], list[Target]] = {}
+    place = {
+        w.path: (b.index, s)
+        for b in run.anatomy.blocks
+        for s, step in enumerate(b.steps)
+        for w in step
+    }
+    for target in due:
+        at.setdefault(max(place[w.path] for w in target.weights), []).append(target)
+    done = 0
+    for block in run.anatomy.blocks:
+        stream = Stream(walk, block, copy.deepcopy(walk.module(block)), dense_hidden)
+        block_patch = Patch()
+        for s in range(len(block.steps)):
+            targets = at.get((block.index, s), [])
+            block_patch |= _solve_step(stage, choices, targets, stream)
+            done += len(targets)
+            run.progress("solve", done, len(due))
+        if stage.method.refinement is not None and block_patch:
+            block_patch = _refined(stage, stream, block_patch, stage.method.refinement)
+        patch |= block_patch
+        dense_hidden = stream.dense_outputs()
+        walk.advance(block)
+    return patch
+
+
+@dataclass
+class Stream:
+    """One block, twice: as it was on the dense stream, as it becomes on the compressed one."""
+
+    walk: Walk
+    block: Block
+    dense: nn.Module
+    dense_hidden: list[Tensor]
+
+    @torch.no_grad()
+    def moments(
+        self, reads: Sequence[str], anchored: bool
+    ) -> tuple[dict[str, Moment], dict[str, Moment]]:
+        """(E[x' x'ᵀ], E[x x'ᵀ]) of the named tensors; the second only for anchored streams."""
+        own = {key: MomentSum() for key in reads}
+        cross = {key: MomentSum() for key in reads}
+        prefix = self.block.path + "." if self.block.path else ""
+        for n, hidden in enumerate(self.walk.hidden):
+            mask = self.walk.masks[n]
+            work = self.walk.module(self.block)
+            seen = _inputs(work, [k.removeprefix(prefix) for k in reads], mask, self, n, hidden)
+            for key, x in zip(reads, seen, strict=True):
+                own[key].add(x)
+            if anchored:
+                names = [k.removeprefix(prefix) for k in reads]
+                before = _inputs(self.dense, names, mask, self, n, self.dense_hidden[n])
+                for key, x, x_dense in zip(reads, seen, before, strict=True):
+                    cross[key].add(x, x_dense)
+        return (
+            {k: m.mean() for k, m in own.items()},
+            {k: m.mean() for k, m in cross.items()} if anchored else {},
+        )
+
+    @torch.no_grad()
+    def dense_outputs(self) -> list[Tensor]:
+        """The boundary behind the dense block."""
+        return [
+            self.walk.forward(self.block, n, h, self.dense) for n, h in enumerate(self.dense_hidden)
+        ]
+
+
+class _Seen(Exception):
+    """Raised by the last hook: the rest of the block need not run."""
+
+
+def _inputs(
+    module: nn.Module, names: Sequence[str], mask: Tensor, stream: Stream, n: int, hidden: Tensor
+) -> list[Tensor]:
+    """(positions, i) inputs of the named submodules when `module` runs on batch n."""
+    found: dict[str, Tensor] = {}
+
+    def listen(name: str) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
+            found[name] = rows(args[0], mask)
+            if len(found) == len(names):
+                raise _Seen
+
+        return hook
+
+    hooks = [(module.get_submodule(name), listen(name), True) for name in names]
+    with listening(hooks):
+        try:
+            stream.walk.forward(stream.block, n, hidden, module)
+        except _Seen:
+            pass
+    return [found[name] for name in names]
+
+
+@dataclass
+class Live:
+    """Evidence of the compressed stream over that of the survey."""
+
+    survey: Evidence
+    moments: Mapping[str, Moment] = field(default_factory=dict)
+
+    def inputs(self, weight: Weight) -> Moment:
+        """What the weight reads behind the compressed prefix."""
+        return self.moments.get(weight.reads) or self.survey.inputs(weight)
+
+    def gradient(self, weight: Weight, need: OutputGradient) -> Moment:
+        """As surveyed: gradients are the dense model's."""
+        return self.survey.gradient(weight, need)
+
+
+def _solve_step(
+    stage: Stage, choices: Mapping[str, Option], targets: Sequence[Target], stream: Stream
+) -> Patch:
+    run, patch = stage.run, Patch()
+    kept = {t.id: run.journal.get_patch(f"solve-{stage.number}", t.id) for t in targets}
+    if targets and stage.method.stream != "dense" and None in kept.values():
+        reads = sorted({w.reads for t in targets for w in t.weights})
+        own, cross = stream.moments(reads, stage.method.stream == "anchored")
+        evidence: Evidence = Live(stage.evidence, own)
+        source = WorkSource(run, {k: m.h_nn for k, m in cross.items()})
+    else:
+        evidence, source = stage.evidence, WorkSource(run)
+    fitted = []
+    for target in targets:
+        make = lambda t=target: fit(stage, t, choices[t.id], evidence, source)  # noqa: E731
+        fitted.append(_journalled(stage, target.id, make))
+    for one in fitted:  # in place only when the whole step is solved: they read the same input
+        put(run, one)
+        patch |= one
+    return patch
+
+
+def _refined(stage: Stage, stream: Stream, patch: Patch, settings: Refine) -> Patch:
+    """The block trained against the dense block's output, as a patch in the stored dtype."""
+    run = stage.run
+    unit = f"block-{stream.block.index}"
+    name = f"refine-{stage.number}"
+    kept = run.journal.get_patch(name, unit)
+    if kept is None:
+        tensors = refine_block(
+            stream.walk,
+            stream.block,
+            stream.dense_outputs(),
+            settings,
+            generator(run.recipe.seed, name, unit),
+        )
+        stored = {n: t.to(run.store_dtype) for n, t in tensors.items()}
+        kept = replace(patch, tensors={**patch.tensors, **stored})
+        run.journal.put_patch(name, unit, kept)
+    put(run, kept)
+    return kept

@@ -1,0 +1,211 @@
+"""One stage of a recipe: a method, its targets, its budget; and the verbs the driver calls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from rankine.anatomy import Target, Weight
+from rankine.budget import Bid, Budget, Option
+from rankine.engine.run import Run
+from rankine.errors import BudgetError, UserError
+from rankine.method import Compressor, Evidence
+from rankine.patch import Patch, matrix
+from rankine.statistics import Moment, OutputGradient, Statistics, Walk, survey
+from rankine.structures import Dense
+
+
+@dataclass
+class Stage:
+    """`number` tells the stages of a chain apart in the journal."""
+
+    run: Run
+    method: Compressor
+    number: int
+    targets: list[Target]
+    evidence: Evidence = field(default_factory=lambda: Nothing())
+    bids: list[Bid] = field(default_factory=list)
+    choices: dict[str, Option] = field(default_factory=dict)
+
+    @property
+    def weights(self) -> int:
+        """Number of targeted weights."""
+        return sum(w.shape[0] * w.shape[1] for t in self.targets for w in t.weights)
+
+    def target(self, target_id: str) -> Target:
+        """By id."""
+        return next(t for t in self.targets if t.id == target_id)
+
+
+class Nothing:
+    """Evidence of a method that needs none."""
+
+    def inputs(self, weight: Weight) -> Moment:
+        raise KeyError(f"{weight.path}: the method declared no need for inputs")
+
+    def gradient(self, weight: Weight, need: OutputGradient) -> Moment:
+        raise KeyError(f"{weight.path}: the method declared no need for gradients")
+
+
+@dataclass
+class WorkSource:
+    """Weights of the stage's input, and the cross moments of an anchored stream."""
+
+    run: Run
+    crosses: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def weight(self, weight: Weight) -> Tensor:
+        """(o, i), in the dtype of computation."""
+        return matrix(self.run.work.get_submodule(weight.path)).detach()
+
+    def cross(self, weight: Weight) -> Tensor | None:
+        """E[x x'ᵀ] where the stream is anchored."""
+        return self.crosses.get(weight.reads)
+
+
+def measure(stage: Stage) -> None:
+    """Survey: one walk gathers the union of what the method declares for its targets."""
+    needs = {
+        w.path: need for t in stage.targets if (need := stage.method.needs(t)) for w in t.weights
+    }
+    if not needs:
+        return
+    run = stage.run
+    unit = f"survey-{stage.number}"
+    walk = Walk(run.work, run.anatomy, run.task, run.calibration)
+
+    def load(block: str) -> Mapping[str, Tensor] | None:
+        entry = run.journal.get(unit, block)
+        return entry[0] if entry is not None else None
+
+    def keep(block: str, tensors: Mapping[str, Tensor]) -> None:
+        run.journal.put(unit, block, dict(tensors), {})
+
+    def step(done: int, total: int) -> None:
+        run.progress("survey", done, total)
+
+    stage.evidence = survey(walk, needs, load, keep, step)
+
+
+def offer(stage: Stage) -> None:
+    """Each target's bid: its sizes, their bits and losses."""
+    source = WorkSource(stage.run)
+    dtype = stage.run.store_dtype
+    stage.bids = []
+    for n, target in enumerate(stage.targets):
+        goal = stage.method.goal(target, source, stage.evidence)
+        metric = stage.method.metric(target, stage.evidence)
+        stage.bids.append(stage.method.bid(target, goal, metric, dtype))
+        stage.run.progress("bids", n + 1, len(stage.targets))
+
+
+def allocate(stage: Stage, budget: Budget | None, fixed_bytes: int = 0) -> dict[str, Option]:
+    """One option per target. Raises BudgetError when the smallest options do not fit."""
+    if not stage.method.sized:
+        return {bid.target: min(bid.options, key=lambda o: o.bits) for bid in stage.bids}
+    if budget is None:
+        raise UserError(
+            f"expected a budget for {stage.method.name}, found none: give one of --keep 0.7, "
+            "--size 4GB, --bits 8, or --max-loss 1.02x"
+        )
+    bits = budget.total_bits(stage.weights, fixed_bytes)
+    least = sum(min(o.bits for o in bid.options) for bid in stage.bids)
+    if bits < least:
+        raise BudgetError(
+            f"expected a budget that {stage.method.name} can reach, found {describe(budget)}: "
+            f"its smallest sizes keep {least / (16 * stage.weights):.3f} of the targeted weights; "
+            "ask for more, exclude fewer weights or choose another method"
+        )
+    return stage.method.allocate(stage.bids, bits, WorkBench(stage))
+
+
+def describe(budget: Budget) -> str:
+    """`keep 0.7`."""
+    names = ("keep", "size", "bits")
+    return ", ".join(f"{n} {getattr(budget, n)}" for n in names if getattr(budget, n) is not None)
+
+
+def fit(
+    stage: Stage, target: Target, option: Option, evidence: Evidence, source: WorkSource
+) -> Patch:
+    """The stored patch of one choice."""
+    goal = stage.method.goal(target, source, evidence)
+    metric = stage.method.metric(target, evidence)
+    patch = stage.method.fit(target, option.structure, goal, metric, stage.run.store_dtype)
+    return with_biases(stage.run, patch)
+
+
+def with_biases(run: Run, patch: Patch) -> Patch:
+    """Complete a centred fit's bias change with the layer's own bias; store biases as the layer
+    stores its weights. A module without a new bias keeps its old one when the patch is applied."""
+    tensors = dict(patch.tensors)
+    for path, structure in patch.modules.items():
+        name = f"{path}.{structure.bias_name}"
+        old = getattr(run.work.get_submodule(path), "bias", None)
+        if name in tensors:
+            total = tensors[name] + (old.double() if old is not None else 0)
+            tensors[name] = total.to(run.store_dtype)
+    return replace(patch, tensors=tensors)
+
+
+def put(run: Run, patch: Patch) -> None:
+    """Apply a stored patch to the working copy, upcast to its dtype (values as stored)."""
+    dtype = next(p.dtype for p in run.work.parameters() if p.is_floating_point())
+    tensors = {n: t.to(dtype) if t.is_floating_point() else t for n, t in patch.tensors.items()}
+    replace(patch, tensors=tensors).apply(run.work)
+    run.work.requires_grad_(False)
+
+
+@dataclass
+class WorkBench:
+    """Probes for allocation rules: the calibration loss with one patch alone in place."""
+
+    stage: Stage
+    sequences: int = 32
+
+    def fit(self, target: str, option: Option) -> Patch:
+        """From the survey's statistics."""
+        found = self.stage.target(target)
+        source = WorkSource(self.stage.run)
+        if isinstance(option.structure, Dense):
+            return Patch()
+        return fit(self.stage, found, option, self.stage.evidence, source)
+
+    def probe(self, patch: Patch) -> float:
+        """Mean loss per term with the patch minus without."""
+        before = self._loss()
+        with tried(self.stage.run, patch):
+            return self._loss() - before
+
+    @torch.no_grad()
+    def _loss(self) -> float:
+        run, total, terms, seen = self.stage.run, 0.0, 0.0, 0
+        for batch in run.calibration:
+            loss = run.task.loss(run.task.run(run.work, batch), batch)
+            count = run.task.terms(batch).to(loss)
+            total += float((loss * count).sum())
+            terms += float(count.expand_as(loss).sum())
+            seen += loss.shape[0]
+            if seen >= self.sequences:
+                break
+        return total / terms
+
+
+@contextmanager
+def tried(run: Run, patch: Patch) -> Iterator[None]:
+    """The patch in place inside the context, the old modules back after it."""
+    old = {path: run.work.get_submodule(path) for path in patch.modules}
+    put(run, patch)
+    try:
+        yield
+    finally:
+        for path, module in old.items():
+            parent, _, leaf = path.rpartition(".")
+            setattr(run.work.get_submodule(parent), leaf, module)
+
+
+__all__ = ["Stage", "Statistics", "WorkSource", "allocate", "fit", "measure", "offer", "put"]

@@ -1,0 +1,124 @@
+"""auto: our own. Every structure bids for every target in one knapsack of bits, in units of the
+loss; each choice is solved against what the compressed prefix really feeds it.
+
+    curve   ½ ‖G^{1/2} (W − Ŵ) H^{1/2}‖²          predicted nats per token (two-sided, KFAC)
+    choice  min Σ loss  s.t.  Σ bits ≤ budget       knapsack over all targets, dense included
+    solve   goal T = W + W (C − H')(H' + λI)⁻¹      anchored to the dense outputs (AA-SVD)
+    refine  each block against the dense block      optional; gradients stay in the block
+
+No published system composes the four. Defaults come from the ablation in docs/claims.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from rankine.anatomy import Target
+from rankine.budget import Allocator, Bid, Knapsack, Uniform
+from rankine.errors import UserError
+from rankine.linalg.anchor import anchored_goal
+from rankine.method import (
+    Card,
+    Compressor,
+    Evidence,
+    Refine,
+    Source,
+    dense_bid,
+    method,
+)
+from rankine.metric import Gram, Metric
+from rankine.statistics import InputMoment, Need, OutputGradient
+from rankine.structures import LowRank
+
+
+@method
+@dataclass(frozen=True)
+class Auto(Compressor):
+    """Two-sided metric, anchored solve, loss-aware knapsack, optional block refinement.
+
+    - `structures`: what may bid: "low_rank" (two factors), "pivoted" (the same, fewer bytes).
+    - `shrink_in`, `shrink_out`, `middle`, `clip`: the two-sided metric, as in `kfac_svd`.
+    - `ridge`: of the anchored goal, relative to mean(diag H').
+    - `allocation`: "knapsack", or "uniform" to see what the allocator is worth.
+    - `refine`, `epochs`, `lr`: train each block against the dense block's output.
+    """
+
+    card = Card(
+        name="auto",
+        title="One knapsack of bits over every structure",
+        reference="Rankine",
+        family="low-rank",
+        summary="two-sided metric, anchored solve, knapsack on predicted loss; --set refine=true",
+        needs=("calibration", "gradients"),
+        ours=True,
+    )
+    stream: ClassVar[Literal["dense", "compressed", "anchored"]] = "anchored"
+
+    structures: tuple[str, ...] = ("low_rank",)
+    shrink_in: float = 0.01
+    shrink_out: float = 0.1
+    middle: float = 1.0
+    clip: float | None = 10.0
+    ridge: float = 1e-4
+    allocation: str = "knapsack"
+    refine: bool = False
+    epochs: int = 25
+    lr: float = 1e-3
+
+    def __post_init__(self) -> None:
+        known = ("low_rank", "pivoted")
+        if not self.structures or not set(self.structures) <= set(known):
+            raise UserError(f"expected structures among {known}, found {self.structures}")
+        if self.allocation not in ("knapsack", "uniform"):
+            raise UserError(f'expected allocation "knapsack" or "uniform", found {self.allocation}')
+
+    @property
+    def refinement(self) -> Refine | None:
+        """Block training, when asked for."""
+        return Refine(epochs=self.epochs, lr=self.lr) if self.refine else None
+
+    @property
+    def gradient(self) -> OutputGradient:
+        """The statistic of the output side."""
+        return OutputGradient(self.middle, self.clip)
+
+    def needs(self, target: Target) -> frozenset[Need]:
+        """Both sides of the metric."""
+        return frozenset({InputMoment(), self.gradient})
+
+    def metric(self, target: Target, evidence: Evidence) -> Metric:
+        """Half the squared two-sided norm predicts the loss per token."""
+        weight = target.weights[0]
+        inputs = Gram(evidence.inputs(weight).h_nn).shrink(self.shrink_in)
+        outputs = Gram(evidence.gradient(weight, self.gradient).h_nn).shrink(self.shrink_out)
+        return Metric(inputs, outputs, scale=0.5)
+
+    def goal(self, target: Target, source: Source, evidence: Evidence) -> Tensor:
+        """The weight; once the stream is live, shifted to give the dense outputs."""
+        weight = target.weights[0]
+        w_oi, cross_ii = source.weight(weight), source.cross(weight)
+        if cross_ii is None:
+            return w_oi
+        return anchored_goal(w_oi, cross_ii, evidence.inputs(weight).h_nn, self.ridge)
+
+    def bid(self, target: Target, goal: Tensor, metric: Metric, dtype: torch.dtype) -> Bid:
+        """Curves of all structures; one spectrum serves both forms of low rank."""
+        curve = LowRank(1).curve(goal, metric, dtype)
+        options = [dataclasses.replace(option, by=self.name) for option in curve]
+        if "pivoted" in self.structures:
+            options = [o for o in options if "low_rank" in self.structures]
+            form = LowRank(1, pivoted=True)
+            options += [
+                dataclasses.replace(o, by=self.name) for o in form.curve(goal, metric, dtype)
+            ]
+        return dense_bid(target, goal, dtype, options)
+
+    @property
+    def allocator(self) -> Allocator:
+        """Least total predicted loss under the budget."""
+        return Knapsack() if self.allocation == "knapsack" else Uniform()

@@ -1,0 +1,161 @@
+"""The main job: plan → survey → allocate → solve → check → save."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from rankine import checkpoint
+from rankine.anatomy import describe
+from rankine.engine import check, record
+from rankine.engine.plan import Plan, driven, fixed_bytes, make_plan
+from rankine.engine.run import Progress, Run, open_run, quiet
+from rankine.engine.search import smallest_that_holds
+from rankine.engine.solve import solve
+from rankine.engine.stage import Stage, allocate, measure, offer
+from rankine.patch import Patch
+from rankine.recipe import Recipe
+from rankine.tasks import Task
+
+
+@dataclass
+class Result:
+    """The compressed model, what stands where in it, and what it cost."""
+
+    model: nn.Module
+    patch: Patch
+    report: dict[str, Any]
+    output: Path | None = None
+    stages: list[Stage] = field(default_factory=list)
+
+    def table(self) -> str:
+        """The honest table, as text."""
+        from rankine.report import plain_table
+
+        return plain_table(self.report["rows"])
+
+
+def compress(
+    model: str | nn.Module | None = None,
+    *,
+    output: str | Path | None = None,
+    recipe: Recipe | None = None,
+    progress: Progress | None = None,
+    task: Task | None = None,
+    tokenizer: Any = None,
+    evaluate: bool = True,
+    **fields: Any,
+) -> Result:
+    """Make a model smaller.
+
+    `model` is a hub id, a directory, "embedded", or any `nn.Module` (compressed in place; `task`
+    says how to run it, or `tokenizer` makes it a language model). `fields` are the recipe's.
+    `evaluate=False` measures nothing but sizes. Raises UserError with one sentence.
+    """
+    recipe = complete(recipe, model, fields)
+    if recipe.max_loss is not None:
+        return smallest_that_holds(compress, recipe, model, output, progress, task, tokenizer)
+    place = Path(output) if output is not None else None
+    if place is not None:
+        checkpoint.check_output(place, recipe.force)
+    with open_run(recipe, model, task, tokenizer, progress or quiet, place) as run:
+        plan = make_plan(recipe, run.model, run.anatomy, run.info.spec)
+        before = record.measure_before(run) if evaluate else {}
+        stages = [run_stage(run, number) for number in range(len(recipe.chain()))]
+        run.patch.apply(run.model)
+        data = record.begin(run, plan, stages, before)
+        if place is not None:
+            save(run, place, data, stages, evaluate)
+        elif evaluate:
+            record.measure_after(run, run.model, data)
+        return Result(run.model, run.patch, data, place, stages)
+
+
+def run_stage(run: Run, number: int) -> Stage:
+    """One method of the chain: survey, allocate, solve."""
+    asked = run.recipe.chain()[number]
+    method = driven(asked.method, asked.set)
+    run.anatomy = describe(run.work)
+    targets = method.targets(run.anatomy, run.recipe.include, run.recipe.exclude)
+    stage = Stage(run, method, number, targets)
+    with timed(run, "survey"):
+        measure(stage)
+    with timed(run, "allocate"):
+        offer(stage)
+        fixed = fixed_bytes(run.model, targets)
+        stage.choices = allocate(stage, run.recipe.budget(asked), fixed)
+    with timed(run, "solve"):
+        run.patch = run.patch | solve(stage, stage.choices)
+    return stage
+
+
+def save(
+    run: Run, place: Path, data: dict[str, Any], stages: Sequence[Stage], evaluate: bool
+) -> None:
+    """Written beside, reopened as a user will, checked and measured there, then renamed."""
+    with checkpoint.written_beside(place, run.recipe.force) as beside, timed(run, "check"):
+        checkpoint.write(run.model, beside, run.patch, run.tokenizer, run.info.directory)
+        saved = check.reopened(beside, run)
+        check.check_bits(saved, stages[-1].choices, stages[-1].targets)
+        check.check_outputs(saved, run)
+        if evaluate:
+            record.measure_after(run, saved, data, beside)
+        record.write(data, beside)
+    run.forget()
+
+
+def plan(
+    model: str | nn.Module | None = None, *, recipe: Recipe | None = None, **fields: Any
+) -> Plan:
+    """The dry run: what would come out, before any work."""
+    recipe = complete(recipe, model, fields)
+    with open_run(recipe, model) as run:
+        return make_plan(recipe, run.model, run.anatomy, run.info.spec)
+
+
+def compare(
+    model: str | nn.Module,
+    *,
+    methods: Sequence[str],
+    keep: Sequence[float],
+    output: str | Path | None = None,
+    progress: Progress | None = None,
+    **fields: Any,
+) -> list[dict[str, Any]]:
+    """The equal-budget table: every method at every size, the dense model and plain int8 and
+    int4 beside them. Rows as in the report."""
+    rows: dict[str, dict[str, Any]] = {}
+    for share in keep:
+        for name in methods:
+            place = Path(output) / f"{name}-{share:g}" if output is not None else None
+            result = compress(
+                model, output=place, progress=progress, method=name, keep=share, **fields
+            )
+            for row in result.report["rows"]:
+                rows.setdefault(row["name"], row)
+    return sorted(rows.values(), key=lambda row: -row["bytes"])
+
+
+def complete(
+    recipe: Recipe | None, model: str | nn.Module | None, fields: Mapping[str, Any]
+) -> Recipe:
+    """The recipe with keywords on top; a model given by name is part of it."""
+    named = {"model": model} if isinstance(model, str) else {}
+    base = recipe.model_dump(exclude_unset=True) if recipe is not None else {}
+    return Recipe.of(**{**base, **named, **fields})
+
+
+@contextmanager
+def timed(run: Run, what: str) -> Iterator[None]:
+    """Add the seconds inside to the run's times."""
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        run.times[what] = run.times.get(what, 0.0) + time.perf_counter() - start

@@ -1,0 +1,1 @@
+"""Training: of one block against the dense one (refine), of the whole model (heal)."""
