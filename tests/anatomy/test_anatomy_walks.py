@@ -179,10 +179,39 @@ def test_torchs_own_attention_is_left_alone():
     assert [w.path for w in described.blocks[0].weights] == ["layers.0.linear1", "layers.0.linear2"]
 
 
-def test_a_module_used_twice_is_one_weight():
+def test_a_module_used_twice_is_one_weight_at_its_first_path():
     shared = nn.Linear(8, 8)
-    described = anatomy.describe(nn.Sequential(shared, nn.ReLU(), shared))
-    assert [w.path for w in described.weights] == ["0"]
+    model = nn.Sequential(nn.Sequential(shared), nn.Sequential(nn.ReLU(), shared))
+    assert [w.path for w in anatomy.describe(model).weights] == ["0.0"]
+
+
+def test_a_shared_bias_ties_no_weight():
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    model[1].bias = model[0].bias
+    assert [w.tied_with for w in anatomy.describe(model).weights] == [None, None]
+
+
+def test_of_two_equal_stacks_the_first_gives_the_blocks():
+    model = nn.Sequential()
+    model.encoder = nn.ModuleList([Layer() for _ in range(3)])
+    model.decoder = nn.ModuleList([Layer() for _ in range(3)])
+    described = anatomy.describe(model)
+    assert [b.path for b in described.blocks] == ["encoder.0", "encoder.1", "encoder.2"]
+    assert len(described.outside) == 6
+
+
+def test_a_table_inside_a_block_is_chosen_only_by_name():
+    class Tabled(Layer):
+        def __init__(self):
+            super().__init__()
+            self.position = nn.Embedding(4, 8)
+
+    described = anatomy.describe(Model(Tabled))
+    table = described.weight("trunk.0.position")
+    assert (table.role, table.block) == ("embedding", 0)
+    assert table.path not in {t.id for t in anatomy.weight_targets(described)}
+    (target,) = anatomy.weight_targets(described, include=["trunk.0.position"])
+    assert target.weights == (table,)
 
 
 def test_a_model_without_weights_has_nothing_to_compress():
