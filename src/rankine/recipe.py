@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -43,15 +43,23 @@ class Recipe(BaseModel):
     bits: float | None = Field(None, description="mean stored bits per targeted weight")
     paper_ratio: float | None = Field(None, description="a paper's own ratio: parameters removed")
     max_loss: str | None = Field(
-        None, description="the smallest model that holds this: 1.02x (perplexity) or 0.05 (nats)"
+        None,
+        description="the smallest model that holds this: 1.02x (perplexity) or 0.05 (nats)",
+        pattern=r"^\s*[0-9]*\.?[0-9]+(e-?[0-9]+)?\s*x?\s*$",
     )
     calibration: str = Field("embedded", description="file, hub data set or `embedded`")
     evaluation: str = Field("embedded", description="file, hub data set or `embedded`")
-    tokens: str = Field("128x2048", description="calibration sequences x length")
+    tokens: str = Field(
+        "128x2048",
+        description="calibration sequences x length, such as 128x2048",
+        pattern=r"^\s*[0-9]+\s*[x×]\s*[0-9]+\s*$",
+    )
     eval_tokens: int = Field(50_000, description="held-out tokens to score", ge=0)
     text_column: str | None = Field(None, description="column of a JSONL or Parquet file")
-    device: str = Field("auto", description="auto, cpu or cuda")
-    dtype: str = Field("auto", description="of the stored weights: auto, bfloat16, float16, float32")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto, cpu or cuda")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto", description="of the stored weights: auto, bfloat16, float16, float32"
+    )
     threads: int | None = Field(None, description="CPU threads (default: all cores)", ge=1)
     seed: int = Field(0, description="of the calibration sample and everything random")
     include: Globs = Field((), description="globs of module paths to compress")
@@ -74,8 +82,11 @@ class Recipe(BaseModel):
             if first["type"] == "extra_forbidden":
                 known = list(cls.model_fields)
                 raise UserError(f'unknown option "{place}"; {suggest(place, known)}') from None
+            hint = first["msg"]
+            if first["type"] == "string_pattern_mismatch":
+                hint = cls.model_fields[place].description or hint
             raise UserError(
-                f"expected {place} to be valid, found {first.get('input')!r:.80}: {first['msg']}"
+                f"expected {place} to be valid, found {first.get('input')!r:.80}: {hint}"
             ) from None
 
     @classmethod
