@@ -1,0 +1,1 @@
+"""Fused and quantized products, each beside a plain torch twin."""
