@@ -45,7 +45,7 @@ $(VENV)/.develops: $(VENV)/.runs
 setup: $(VENV)/.develops
 
 demo: $(VENV)/.runs
-	@$(BIN)/rankine demo -o out/demo --force
+	@$(BIN)/rankine demo -o out/demo --force $(ARGS)
 
 test: $(VENV)/.develops
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)

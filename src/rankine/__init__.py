@@ -21,9 +21,6 @@ _PUBLIC = {
     "plan": "rankine.pipeline",
     "compare": "rankine.pipeline",
     "inspect": "rankine.checkpoint.contents",
-    "evaluate": "rankine.evaluation",
-    "heal": "rankine.training",
-    "export": "rankine.checkpoint.export",
     "load": "rankine.checkpoint",
     "save": "rankine.checkpoint",
     "catalogue": "rankine.method",
@@ -33,13 +30,16 @@ _PUBLIC = {
 }
 
 if TYPE_CHECKING:
-    from rankine.checkpoint import load, save
-    from rankine.checkpoint.contents import inspect
-    from rankine.errors import BudgetError, UserError
-    from rankine.method import catalogue
-    from rankine.recipe import Recipe
-
-__all__ = [*_PUBLIC, "__version__"]
+    from rankine.checkpoint.contents import inspect as inspect
+    from rankine.checkpoint.load import load as load
+    from rankine.checkpoint.save import save as save
+    from rankine.errors import BudgetError as BudgetError
+    from rankine.errors import UserError as UserError
+    from rankine.method import catalogue as catalogue
+    from rankine.pipeline import compare as compare
+    from rankine.pipeline import compress as compress
+    from rankine.pipeline import plan as plan
+    from rankine.recipe import Recipe as Recipe
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,113 @@
+"""What a checkpoint is made of, by its config and safetensors headers; no weight is loaded."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rankine.budget import format_bytes
+from rankine.checkpoint.form import CONFIG, PATCH, read_json, tensor_names, weight_files
+from rankine.checkpoint.load import check_directory, directory_bytes, local_directory, read_plan
+from rankine.errors import UserError
+
+
+def inspect(where: str | Path) -> dict[str, Any]:
+    """Format version, architecture, size, and for each compressed module its structure and bits.
+
+    `where` is a checkpoint directory, ours or a dense one. Raises UserError for anything else.
+    """
+    directory = local_directory(str(where))
+    if directory is None:
+        raise UserError(f"expected a checkpoint directory, found nothing at {where}")
+    check_directory(directory)
+    plan, stored = read_plan(directory), _stored_bits(directory)
+    modules = {
+        path: {**structure.to_json(), "stored_bits": _below(path, stored)}
+        for path, structure in plan.modules.items()
+    }
+    weights, everything = directory_bytes(directory)
+    return {
+        "directory": str(directory),
+        "architecture": _architecture(directory),
+        "format_version": _format_version(directory),
+        "weight_bytes": weights,
+        "total_bytes": everything,
+        "stored_bits": sum(stored.values()),
+        "modules": modules,
+        "tied": dict(plan.tied),
+        "adapter": sorted(plan.adapter),
+    }
+
+
+def lines(found: Mapping[str, Any]) -> list[str]:
+    """`inspect`'s answer as text."""
+    version = found["format_version"]
+    kind = f"Rankine format {version}" if version else "dense, not compressed by Rankine"
+    size = f"{format_bytes(found['weight_bytes'])} of weights"
+    text = [
+        f"{found['directory']}: {found['architecture']}, {kind}",
+        f"{size}, {format_bytes(found['total_bytes'])} with everything beside them",
+    ]
+    modules = found["modules"]
+    if not modules:
+        return text
+    share = sum(m["stored_bits"] for m in modules.values()) / found["stored_bits"]
+    kinds = Counter(m["kind"] for m in modules.values())
+    made_of = ", ".join(f"{count} {name}" for name, count in kinds.most_common())
+    text += [f"{len(modules)} compressed modules ({made_of}), {share:.0%} of the stored bits", ""]
+    return [*text, *_module_lines(modules)]
+
+
+def _module_lines(modules: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    width = max(map(len, modules))
+    for path, module in modules.items():
+        fields = {k: v for k, v in module.items() if k not in ("kind", "stored_bits")}
+        shown = " ".join(f"{k}={_short(v)}" for k, v in fields.items())
+        stored = format_bytes(module["stored_bits"] // 8)
+        yield f"{path:{width}}  {stored:>9}  {module['kind']} {shown}".rstrip()
+
+
+def _short(value: Any) -> str:
+    return (
+        json.dumps(value, separators=(",", ":")) if isinstance(value, dict | list) else str(value)
+    )
+
+
+def _architecture(directory: Path) -> str:
+    if not (directory / CONFIG).is_file():
+        return "a plain torch module"
+    config = read_json(directory / CONFIG)
+    return (config.get("architectures") or [config.get("model_type", "unknown architecture")])[0]
+
+
+def _format_version(directory: Path) -> str | None:
+    if (directory / PATCH).is_file():
+        return str(read_json(directory / PATCH)["format_version"])
+    quantization = read_json(directory / CONFIG).get("quantization_config") or {}
+    ours = quantization.get("quant_method") == "rankine"
+    return str(quantization["format_version"]) if ours else None
+
+
+def _stored_bits(directory: Path) -> dict[str, int]:
+    """Tensor name → bits in the files."""
+    found: dict[str, int] = {}
+    for file in weight_files(directory):
+        tensor_names(file)  # raises a sentence on a damaged file
+        found.update(_header_bits(file))
+    return found
+
+
+def _header_bits(file: Path) -> dict[str, int]:
+    with file.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        header = json.loads(stream.read(length))
+    header.pop("__metadata__", None)
+    return {n: 8 * (e["data_offsets"][1] - e["data_offsets"][0]) for n, e in header.items()}
+
+
+def _below(path: str, stored: Mapping[str, int]) -> int:
+    return sum(bits for name, bits in stored.items() if name.startswith(path + "."))

@@ -1,0 +1,42 @@
+"""The command line: a thin face of the Python verbs. Nothing here computes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from rankine.threads import be_passive
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command and exit: 0 done, 2 a user's mistake, 3 a budget that cannot be met, 130
+    interrupted."""
+    be_passive()
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """The exit code of one command; every mistake becomes one sentence on stderr, here."""
+    import typer
+
+    from rankine.cli.app import app
+    from rankine.errors import UserError
+
+    try:
+        code = app(list(arguments) or ["--help"], prog_name="rankine", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except UserError as error:
+        return _complain(str(error), error.exit_code)
+    except typer.TyperException as error:
+        return _complain(error.format_message(), UserError.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        return _complain("interrupted", 130)
+    except BrokenPipeError:  # `rankine methods | head`
+        sys.stderr.close()
+        return 0
+
+
+def _complain(sentence: str, code: int) -> int:
+    sys.stdout.flush()
+    print("rankine: " + " ".join(sentence.split()), file=sys.stderr)
+    return code

@@ -1,0 +1,101 @@
+"""Verbs that make a model: plan, compress, compare, heal."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from rankine.cli import show
+from rankine.cli.options import Json, Output, takes_recipe
+from rankine.cli.progress import bars
+from rankine.errors import UserError
+from rankine.recipe import Recipe
+from rankine.threads import settle
+
+
+@takes_recipe()
+def plan(recipe: Recipe, json: Json = False) -> None:
+    """Say what compress would do: size, memory, time, where the result runs. No work is done."""
+    settle(recipe.threads)
+    from rankine.pipeline import plan
+
+    made = plan(recipe=recipe)
+    show.lines("plan", made.lines(), made.to_json(), json)
+
+
+@takes_recipe()
+def compress(recipe: Recipe, output: Output = None, json: Json = False) -> None:
+    """Make a model smaller and write a directory that transformers loads, with a report."""
+    if output is None:
+        raise UserError("expected an output directory, found none: add -o DIR")
+    settle(recipe.threads)
+    from rankine.pipeline import compress
+
+    with bars() as progress:
+        result = compress(output=output, recipe=recipe, progress=progress)
+    text = [result.table(), f"wrote {output} (report: {output / 'report.html'})"]
+    show.lines("compress", text, {"output": str(output), "report": result.report}, json)
+
+
+@takes_recipe(without=("method", "keep", "size", "bits", "paper_ratio", "max_loss"), file=False)
+def compare(
+    recipe: Recipe,
+    methods: Annotated[
+        str, typer.Option(metavar="A,B", help="methods to compare, by commas")
+    ] = "svd,svd_llm,auto",
+    keep: Annotated[str, typer.Option(metavar="X,Y", help="shares to keep, by commas")] = "0.8,0.6",
+    output: Output = None,
+    json: Json = False,
+) -> None:
+    """Print the equal-budget table of several methods, with dense and int8/int4 beside them."""
+    from rankine.cli import known
+
+    names, shares = _names(methods), _numbers(keep)
+    for name in names:
+        for share in shares:
+            known.check(recipe.model_copy(update={"method": name, "keep": share}))
+    settle(recipe.threads)
+    from rankine.pipeline import compare
+
+    fields = recipe.model_dump(exclude_unset=True, exclude={"model"})
+    with bars() as progress:
+        rows = compare(
+            recipe.model, methods=names, keep=shares, output=output, progress=progress, **fields
+        )
+    show.rows("compare", rows, json)
+
+
+@takes_recipe(
+    "model", "calibration", "tokens", "text_column", "device", "dtype", "threads", "seed", "force",
+    file=False,
+)  # fmt: skip
+def heal(
+    recipe: Recipe,
+    teacher: Annotated[
+        str | None, typer.Option(metavar="DENSE", help="the model before compression")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="FILE", help="training text (default: --calibration)")
+    ] = None,
+    output: Output = None,
+    json: Json = False,
+) -> None:
+    """Train a compressed model's factors, or LoRA beside them, to follow its teacher."""
+    raise UserError("heal is not wired yet")
+
+
+def _names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise UserError("expected --methods with names by commas, such as svd,auto, found none")
+    return names
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(
+            f'expected --keep with numbers by commas, such as 0.8,0.6, found "{text}"'
+        ) from None

@@ -1,0 +1,50 @@
+"""Progress with an estimate of the time left, on stderr."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """What long work calls: a stage's name, its units done, its units in all."""
+
+    def __call__(self, stage: str, done: int, total: int) -> None: ...
+
+
+@contextmanager
+def bars() -> Iterator[Progress]:
+    """One bar per stage on a terminal; elsewhere one line when a stage ends."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        TaskID,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.progress import Progress as Bars
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Bars(*columns, console=console, disable=not console.is_terminal) as shown:
+        running: dict[str, TaskID] = {}
+
+        def progress(stage: str, done: int, total: int) -> None:
+            if stage not in running:
+                running[stage] = shown.add_task(stage, total=total)
+            shown.update(running[stage], completed=done, total=total)
+            if done >= total:  # called again (the next method of a comparison), it gets a new bar
+                del running[stage]
+                if not console.is_terminal:
+                    console.print(f"{stage}: {done} of {total}", highlight=False)
+
+        yield progress

@@ -1,0 +1,47 @@
+"""Text for people, or one JSON object for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+#: Version of the JSON that every verb prints with --json.
+SCHEMA = 1
+
+
+def as_json(verb: str, data: Mapping[str, Any]) -> None:
+    """One object on stdout."""
+    print(json.dumps({"schema": SCHEMA, "verb": verb, **data}, indent=2, default=str))
+
+
+def lines(verb: str, text: Sequence[str], data: Mapping[str, Any], wants_json: bool) -> None:
+    """Lines, or the data."""
+    if wants_json:
+        as_json(verb, data)
+        return
+    for line in text:
+        print(line)
+
+
+def table(headers: Sequence[str], cells: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
+    """Columns padded to the widest cell; those numbered in `right` flush right."""
+    widths = [max(len(row[n]) for row in [headers, *cells]) for n in range(len(headers))]
+    made = []
+    for row in [headers, *cells]:
+        padded = [
+            cell.rjust(width) if n in right else cell.ljust(width)
+            for n, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        made.append("  ".join(padded).rstrip())
+    return "\n".join(made)
+
+
+def rows(verb: str, found: Sequence[Mapping[str, Any]], wants_json: bool) -> None:
+    """The report's rows."""
+    if wants_json:
+        as_json(verb, {"rows": list(found)})
+        return
+    from rankine.report import plain_table
+
+    print(plain_table(list(found)))

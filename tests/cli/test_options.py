@@ -1,0 +1,141 @@
+"""One vocabulary: command-line option = keyword of rankine.compress = field of Recipe."""
+
+import inspect
+
+import pytest
+import yaml
+
+import rankine
+from rankine.cli import make, options
+from rankine.cli.app import app
+from rankine.errors import UserError
+from rankine.recipe import Recipe
+
+#: What a command adds that decides nothing about the result.
+OWN = {"recipe", "output", "json"}
+#: A value that differs from each field's default, as typed and as the recipe holds it.
+TYPED = {
+    "model": ("dir", "dir"),
+    "method": ("svd", "svd"),
+    "keep": ("0.5", 0.5),
+    "size": ("4GB", "4GB"),
+    "bits": ("3.5", 3.5),
+    "paper_ratio": ("0.2", 0.2),
+    "max_loss": ("1.02x", "1.02x"),
+    "calibration": ("a.txt", "a.txt"),
+    "evaluation": ("b.txt", "b.txt"),
+    "tokens": ("8x64", "8x64"),
+    "eval_tokens": ("100", 100),
+    "text_column": ("body", "body"),
+    "device": ("cpu", "cpu"),
+    "dtype": ("float32", "float32"),
+    "threads": ("3", 3),
+    "seed": ("7", 7),
+    "include": ("*.mlp.*", ("*.mlp.*",)),
+    "exclude": ("*.lm_head", ("*.lm_head",)),
+    "fast": (True, True),
+    "work": ("w", "w"),
+    "fresh": (True, True),
+    "force": (True, True),
+    "set": ("structures=low_rank", {"structures": "low_rank"}),
+}
+
+
+def command_of(name):
+    import typer
+
+    return typer.main.get_command(app).commands[name]
+
+
+def recipe_of(arguments):
+    """The recipe that these arguments of `compress` make."""
+    seen = []
+    probe = options.takes_recipe()(lambda recipe: seen.append(recipe))
+    import typer
+
+    small = typer.Typer(add_completion=False)
+    small.command()(probe)
+    small(arguments, standalone_mode=False)
+    return seen[0]
+
+
+def test_every_field_is_an_option_and_the_other_way_round():
+    names = {parameter.name for parameter in command_of("compress").params} - {"help"}
+    assert names - OWN == set(Recipe.model_fields) - options.FILE_ONLY
+    flags = {p.name: p.opts[0] for p in command_of("compress").params if p.name not in OWN}
+    for name in set(Recipe.model_fields) - options.FILE_ONLY - {"model"}:
+        assert flags[name] == "--" + name.replace("_", "-")
+
+
+def test_the_table_of_typed_values_is_whole():
+    assert set(TYPED) == set(Recipe.model_fields) - options.FILE_ONLY
+
+
+@pytest.mark.parametrize("name", TYPED)
+def test_option_keyword_and_field_give_the_same_recipe(name):
+    typed, held = TYPED[name]
+    flag = "--" + options.option(name)
+    budget = [] if name in ("keep", "size", "bits", "paper_ratio") else ["--keep", "0.9"]
+    if name == "model":
+        arguments = [typed]
+    elif name == "set":
+        arguments = [flag, typed]
+    else:
+        arguments = [flag] if typed is True else [flag, typed]
+    keyword = {name: held}
+    if budget:
+        keyword["keep"] = 0.9
+    made = recipe_of([*arguments, *budget])
+    assert made == Recipe.of(**keyword)
+    assert getattr(made, name) == held
+
+
+def test_keywords_of_compress_are_the_fields():
+    kinds = inspect.signature(rankine.compress).parameters
+    own = {"model", "output", "recipe", "progress", "task", "tokenizer", "measure", "fields"}
+    assert set(kinds) == own
+    assert kinds["fields"].kind is inspect.Parameter.VAR_KEYWORD
+    with pytest.raises(UserError, match='unknown option "kep"; did you mean "keep"'):
+        rankine.compress("embedded", kep=0.5)
+
+
+def test_a_recipe_file_underlies_the_options(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump({"method": "svd", "keep": 0.8, "seed": 3}))
+    made = recipe_of(["--recipe", str(file), "--keep", "0.6"])
+    assert (made.method, made.keep, made.seed) == ("svd", 0.6, 3)
+
+
+def test_a_chain_is_changed_in_its_file(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump({"stages": [{"method": "svd", "keep": 0.8}]}))
+    assert recipe_of(["--recipe", str(file)]).chain()[0].keep == 0.8
+    with pytest.raises(UserError, match="stages"):
+        recipe_of(["--recipe", str(file), "--keep", "0.6"])
+
+
+def test_verbs():
+    assert set(typer_names()) == {
+        "plan", "compress", "compare", "heal", "eval", "inspect", "generate", "report", "methods",
+        "export", "demo",
+    }  # fmt: skip
+
+
+def typer_names():
+    import typer
+
+    return typer.main.get_command(app).commands
+
+
+def test_every_option_is_explained():
+    for name, command in typer_names().items():
+        for parameter in command.params:
+            assert parameter.help or parameter.name == "help", (name, parameter.name)
+        assert command.help, name
+
+
+def test_make_lists_methods_and_sizes():
+    assert make._names("svd, auto") == ["svd", "auto"]
+    assert make._numbers("0.8,0.6") == [0.8, 0.6]
+    with pytest.raises(UserError, match=r"0\.8,0\.6"):
+        make._numbers("a")

@@ -1,0 +1,5 @@
+"""Before any test imports torch: threads that sleep when idle, and no more of them than cores."""
+
+from rankine import threads
+
+threads.settle()
