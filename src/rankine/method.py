@@ -20,12 +20,17 @@ from torch import Tensor
 from rankine.anatomy import Anatomy, Target, Weight, weight_targets
 from rankine.budget import Allocator, Bid, Option, Uniform
 from rankine.errors import UserError, suggest
-from rankine.metric import Metric
+from rankine.linalg.anchor import anchored_goal
+from rankine.metric import Gram, Metric
 from rankine.patch import Patch
 from rankine.statistics import Moment, Need, OutputGradient
 from rankine.structures import Dense, LowRank, Structure
 
 ENTRY_POINTS = "rankine.methods"
+
+#: Inputs the solve sees: the dense model's, the compressed prefix's, or both (anchored: give the
+#: dense outputs from the compressed inputs).
+Stream = Literal["dense", "compressed", "anchored"]
 
 
 @dataclass(frozen=True)
@@ -110,11 +115,13 @@ class Method:
 class Compressor(Method):
     """Closed-form methods, driven by `pipeline`. Every verb has a default: plain SVD."""
 
-    #: Which inputs the solve sees: the dense model's, the compressed prefix's, or both
-    #: (anchored: reproduce the dense outputs from the compressed inputs).
-    stream: ClassVar[Literal["dense", "compressed", "anchored"]] = "dense"
     #: False when the knobs alone fix the size (plain quantization): no budget is asked for.
     sized: ClassVar[bool] = True
+
+    @property
+    def stream(self) -> Stream:
+        """Which inputs the solve sees; default: the dense model's."""
+        return "dense"
 
     @property
     def refinement(self) -> Refine | None:
@@ -175,6 +182,24 @@ class Compressor(Method):
     def allocate(self, bids: Sequence[Bid], bits: int, bench: Bench) -> dict[str, Option]:
         """One option per target within `bits`; rules that probe use `bench`."""
         return self.allocator.allocate(bids, bits)
+
+
+def two_sided(
+    weight: Weight, evidence: Evidence, need: OutputGradient, shrink_in: float, shrink_out: float
+) -> Metric:
+    """‖G^{1/2} (W − Ŵ) H^{1/2}‖² with both moments shrunk towards the identity; half of it
+    predicts the loss per term (KFAC)."""
+    inputs = Gram(evidence.inputs(weight).h_nn).shrink(shrink_in)
+    outputs = Gram(evidence.gradient(weight, need).h_nn).shrink(shrink_out)
+    return Metric(inputs, outputs, scale=0.5)
+
+
+def anchored(weight: Weight, source: Source, evidence: Evidence, ridge: float) -> Tensor:
+    """The weight; on an anchored stream, shifted to give the dense outputs (linalg.anchor)."""
+    w_oi, cross_ii = source.weight(weight), source.cross(weight)
+    if cross_ii is None:
+        return w_oi
+    return anchored_goal(w_oi, cross_ii, evidence.inputs(weight).h_nn, ridge)
 
 
 def dense_bid(
@@ -283,8 +308,11 @@ __all__ = [
     "Method",
     "Refine",
     "Source",
+    "Stream",
+    "anchored",
     "catalogue",
     "dense_bid",
     "get",
     "method",
+    "two_sided",
 ]

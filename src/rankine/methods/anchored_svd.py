@@ -11,13 +11,11 @@ refinement is the engine's `refine`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from rankine.anatomy import Target
-from rankine.linalg.anchor import anchored_goal
-from rankine.method import Card, Compressor, Evidence, Source, method
+from rankine.method import Card, Compressor, Evidence, Source, Stream, anchored, method
 from rankine.metric import Gram, Metric
 from rankine.statistics import InputMoment, Need
 
@@ -35,9 +33,13 @@ class AnchoredSVD(Compressor):
         summary="whitened SVD of the goal that undoes the compressed prefix's shift",
         needs=("calibration",),
     )
-    stream: ClassVar[Literal["dense", "compressed", "anchored"]] = "anchored"
 
     ridge: float = 1e-4
+
+    @property
+    def stream(self) -> Stream:
+        """Both."""
+        return "anchored"
 
     def needs(self, target: Target) -> frozenset[Need]:
         """The second moment of what the weight reads (for the bids; the solve measures its own)."""
@@ -49,8 +51,4 @@ class AnchoredSVD(Compressor):
 
     def goal(self, target: Target, source: Source, evidence: Evidence) -> Tensor:
         """The weight, shifted to the compressed stream once there is one."""
-        weight = target.weights[0]
-        w_oi, cross_ii = source.weight(weight), source.cross(weight)
-        if cross_ii is None:
-            return w_oi
-        return anchored_goal(w_oi, cross_ii, evidence.inputs(weight).h_nn, self.ridge)
+        return anchored(target.weights[0], source, evidence, self.ridge)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -21,19 +20,22 @@ from torch import Tensor
 from rankine.anatomy import Target
 from rankine.budget import Allocator, Bid, Knapsack, Uniform
 from rankine.errors import UserError
-from rankine.linalg.anchor import anchored_goal
 from rankine.method import (
     Card,
     Compressor,
     Evidence,
     Refine,
     Source,
+    Stream,
+    anchored,
     dense_bid,
     method,
+    two_sided,
 )
-from rankine.metric import Gram, Metric
+from rankine.metric import Metric
+from rankine.patch import Patch
 from rankine.statistics import InputMoment, Need, OutputGradient
-from rankine.structures import LowRank
+from rankine.structures import LowRank, Structure
 
 
 @method
@@ -43,7 +45,8 @@ class Auto(Compressor):
 
     - `structures`: what may bid: "low_rank" (two factors), "pivoted" (the same, fewer bytes).
     - `shrink_in`, `shrink_out`, `middle`, `clip`: the two-sided metric, as in `kfac_svd`.
-    - `ridge`: of the anchored goal, relative to mean(diag H').
+    - `anchored`, `ridge`: solve against the compressed stream; ridge relative to mean(diag H').
+    - `solve`: "two_sided", or "inputs" to fit by input whitening alone (the curves stay).
     - `allocation`: "knapsack", or "uniform" to see what the allocator is worth.
     - `refine`, `epochs`, `lr`: train each block against the dense block's output.
     """
@@ -57,14 +60,15 @@ class Auto(Compressor):
         needs=("calibration", "gradients"),
         ours=True,
     )
-    stream: ClassVar[Literal["dense", "compressed", "anchored"]] = "anchored"
 
     structures: tuple[str, ...] = ("low_rank",)
     shrink_in: float = 0.01
     shrink_out: float = 0.1
     middle: float = 1.0
     clip: float | None = 10.0
+    anchored: bool = True
     ridge: float = 1e-4
+    solve: str = "two_sided"
     allocation: str = "knapsack"
     refine: bool = False
     epochs: int = 25
@@ -74,8 +78,15 @@ class Auto(Compressor):
         known = ("low_rank", "pivoted")
         if not self.structures or not set(self.structures) <= set(known):
             raise UserError(f"expected structures among {known}, found {self.structures}")
+        if self.solve not in ("two_sided", "inputs"):
+            raise UserError(f'expected solve "two_sided" or "inputs", found {self.solve}')
         if self.allocation not in ("knapsack", "uniform"):
             raise UserError(f'expected allocation "knapsack" or "uniform", found {self.allocation}')
+
+    @property
+    def stream(self) -> Stream:
+        """Both streams, unless told otherwise."""
+        return "anchored" if self.anchored else "dense"
 
     @property
     def refinement(self) -> Refine | None:
@@ -93,18 +104,12 @@ class Auto(Compressor):
 
     def metric(self, target: Target, evidence: Evidence) -> Metric:
         """Half the squared two-sided norm predicts the loss per token."""
-        weight = target.weights[0]
-        inputs = Gram(evidence.inputs(weight).h_nn).shrink(self.shrink_in)
-        outputs = Gram(evidence.gradient(weight, self.gradient).h_nn).shrink(self.shrink_out)
-        return Metric(inputs, outputs, scale=0.5)
+        shrinks = (self.shrink_in, self.shrink_out)
+        return two_sided(target.weights[0], evidence, self.gradient, *shrinks)
 
     def goal(self, target: Target, source: Source, evidence: Evidence) -> Tensor:
         """The weight; once the stream is live, shifted to give the dense outputs."""
-        weight = target.weights[0]
-        w_oi, cross_ii = source.weight(weight), source.cross(weight)
-        if cross_ii is None:
-            return w_oi
-        return anchored_goal(w_oi, cross_ii, evidence.inputs(weight).h_nn, self.ridge)
+        return anchored(target.weights[0], source, evidence, self.ridge)
 
     def bid(self, target: Target, goal: Tensor, metric: Metric, dtype: torch.dtype) -> Bid:
         """Curves of all structures; one spectrum serves both forms of low rank."""
@@ -117,6 +122,14 @@ class Auto(Compressor):
                 dataclasses.replace(o, by=self.name) for o in form.curve(goal, metric, dtype)
             ]
         return dense_bid(target, goal, dtype, options)
+
+    def fit(
+        self, target: Target, choice: Structure, goal: Tensor, metric: Metric, dtype: torch.dtype
+    ) -> Patch:
+        """In the metric of the bids, or in its input side alone."""
+        if self.solve == "inputs":
+            metric = Metric(inputs=metric.inputs)
+        return super().fit(target, choice, goal, metric, dtype)
 
     @property
     def allocator(self) -> Allocator:

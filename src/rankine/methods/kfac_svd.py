@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from rankine.anatomy import Target
 from rankine.budget import Allocator, Knapsack, Uniform
 from rankine.errors import UserError
-from rankine.method import Card, Compressor, Evidence, method
-from rankine.metric import Gram, Metric
+from rankine.method import Card, Compressor, Evidence, method, two_sided
+from rankine.metric import Metric
 from rankine.statistics import InputMoment, Need, OutputGradient
 
 
@@ -63,10 +63,8 @@ class KFACSVD(Compressor):
 
     def metric(self, target: Target, evidence: Evidence) -> Metric:
         """Half the squared two-sided norm predicts the loss per token."""
-        weight = target.weights[0]
-        inputs = Gram(evidence.inputs(weight).h_nn).shrink(self.shrink_in)
-        outputs = Gram(evidence.gradient(weight, self.gradient).h_nn).shrink(self.shrink_out)
-        return Metric(inputs, outputs, scale=0.5)
+        shrinks = (self.shrink_in, self.shrink_out)
+        return two_sided(target.weights[0], evidence, self.gradient, *shrinks)
 
     @property
     def allocator(self) -> Allocator:

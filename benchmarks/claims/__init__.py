@@ -1,0 +1,1 @@
+"""One file per system: its paper's relative claim, re-measured. `make claims` runs them."""

@@ -1,0 +1,193 @@
+"""The harness of all claims: arms are measured once, cached by what they depend on, compared in
+pairs on the same held-out windows, and written as rows.
+
+    python -m benchmarks.claims [SYSTEM ...] [--full] [--docs]
+
+A claim module has `TITLE` and `claims(lab) -> list[Row]`. `quick` rows are decidable in minutes;
+`full` is the specification's own size. A row with rule "assert" that fails is published as failed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import rankine
+from rankine import evaluation
+from rankine.checkpoint import open_model
+from rankine.engine.record import hardware, versions
+from rankine.pipeline import compress
+from rankine.tasks import LanguageModelling
+from rankine.tasks.score import LanguageScore, score_windows
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "benchmarks" / "results" / "claims.json"
+CACHE = ROOT / "benchmarks" / ".cache"
+SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One re-measured statement. `holds` is decided by the claim, never typed in."""
+
+    system: str
+    claim: str
+    budget: str
+    baseline: str
+    baseline_value: float
+    value: float
+    unit: str
+    holds: bool
+    interval: tuple[float, float] | None = None
+    rule: str = "assert"
+    note: str = ""
+    seeds: tuple[int, ...] = SEEDS
+
+
+@dataclass
+class Lab:
+    """A model, its data, and the arms measured so far."""
+
+    system: str
+    full: bool = False
+    model: str = "embedded"
+    tokens: str = "64x1024"
+    log: Callable[[str], None] = print
+
+    @property
+    def profile(self) -> str:
+        """ "quick" or "full"."""
+        return "full" if self.full else "quick"
+
+    @property
+    def eval_tokens(self) -> int:
+        """Held-out tokens scored: the issue's 200k in full."""
+        return 240_000 if self.full else 60_000
+
+    @cached_property
+    def _dense_model(self) -> Any:
+        return open_model(self.model, "cpu", "auto")
+
+    @cached_property
+    def windows(self) -> Any:
+        """The evaluation windows every arm is scored on."""
+        _, tokenizer, _ = self._dense_model
+        task = LanguageModelling(tokenizer, max_tokens=self.eval_tokens, window=1024)
+        return task.windows("evaluation")
+
+    def dense(self) -> LanguageScore:
+        """The untouched model."""
+        model, _, _ = self._dense_model
+        return self._cached({"arm": "dense"}, lambda: self._score(model))
+
+    def arm(
+        self, method: str, keep: float, seed: int = 0, tokens: str = "", **knobs: Any
+    ) -> LanguageScore:
+        """One compression, scored; from the cache when nothing it depends on has changed."""
+        key = {
+            "arm": method,
+            "keep": keep,
+            "seed": seed,
+            "knobs": {k: repr(v) for k, v in sorted(knobs.items())},
+            "tokens": tokens or self.tokens,
+        }
+
+        def run() -> LanguageScore:
+            result = compress(
+                self.model,
+                method=method,
+                keep=keep,
+                seed=seed,
+                set=knobs,
+                tokens=tokens or self.tokens,
+                eval_tokens=self.eval_tokens,
+                evaluate=False,
+            )
+            kept = result.report["budget"]["keep"]
+            assert kept <= keep + 1e-9, f"{method} kept {kept} of {keep}"
+            return self._score(result.model)
+
+        return self._cached(key, run)
+
+    def _score(self, model: Any) -> LanguageScore:
+        return score_windows(model.to(torch.float32), self.windows)
+
+    def _cached(self, key: Mapping[str, Any], run: Callable[[], LanguageScore]) -> LanguageScore:
+        name = hashlib.sha256(
+            json.dumps([self.fingerprint, key], sort_keys=True).encode()
+        ).hexdigest()[:24]
+        file = CACHE / f"{name}.npz"
+        if file.exists():
+            with np.load(file) as data:
+                return LanguageScore(data["nats"], data["counts"], data["hits"], data["bytes"])
+        start = time.perf_counter()
+        score = run()
+        CACHE.mkdir(parents=True, exist_ok=True)
+        beside = file.with_suffix(".tmp.npz")
+        np.savez(
+            beside, nats=score.nats, counts=score.counts, hits=score.hits, bytes=score.bytes
+        )
+        beside.rename(file)
+        said = " ".join(f"{k}={v}" for k, v in key.items() if v not in ({}, ""))
+        seconds = time.perf_counter() - start
+        self.log(f"  {said}: perplexity {score.perplexity:.4f} ({seconds:.0f} s)")
+        return score
+
+    @cached_property
+    def fingerprint(self) -> dict[str, str]:
+        """Code, data and versions: an arm is measured again only when one of them changed."""
+        code = hashlib.sha256()
+        for file in sorted((ROOT / "src" / "rankine").rglob("*.py")):
+            if not any(part in ("cli", "report", "kernels", "evaluation") for part in file.parts):
+                code.update(file.read_bytes())
+        model, _, _ = self._dense_model
+        weights = hashlib.sha256()
+        for _, tensor in sorted(model.state_dict().items()):
+            weights.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+        return {
+            "code": code.hexdigest(),
+            "model": weights.hexdigest(),
+            "data": self.windows.fingerprint(),
+            "torch": torch.__version__,
+        }
+
+    def gap_ratio(self, a: LanguageScore, b: LanguageScore) -> evaluation.Interval:
+        """(a − dense) / (b − dense) in log-perplexity, with a paired bootstrap interval."""
+        return evaluation.gap_ratio(a, b, self.dense())
+
+    def difference(self, a: LanguageScore, b: LanguageScore) -> evaluation.Interval:
+        """Log-perplexity of a minus b, paired bootstrap."""
+        return evaluation.paired_bootstrap(a, b)
+
+
+def write_rows(lab: Lab, rows: list[Row], command: str) -> None:
+    """Replace this system's rows of this profile in claims.json."""
+    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    kept = [r for r in known if (r["system"], r["profile"]) != (lab.system, lab.profile)]
+    common = {
+        "profile": lab.profile,
+        "model": lab.model,
+        "data": f"standard library of Python {platform.python_version()}, "
+        f"{lab.windows.tokens:,} tokens scored",
+        "command": command,
+        "hardware": hardware(),
+        "date": datetime.date.today().isoformat(),
+        "versions": {"rankine": rankine.__version__, **versions()},
+    }
+    for row in rows:
+        kept.append({**dataclasses.asdict(row), **common})
+    kept.sort(key=lambda r: (r["system"], r["profile"]))
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    RESULTS.write_text(json.dumps(kept, indent=1, allow_nan=False) + "\n")
