@@ -169,8 +169,9 @@ class Compressor(Method):
         if isinstance(choice, Dense):
             return Patch()
         weight = target.weights[0]
-        parts = choice.encode(goal, metric)
-        stored = {n: t.to(dtype) if t.is_floating_point() else t for n, t in parts.items()}
+        stored = stored_parts(choice, goal, metric, dtype)
+        if isinstance(choice, LowRank) and choice.pivoted:
+            choice, stored = unless_rounding_hurts(choice, stored, goal, metric, dtype)
         bias = metric.implied_bias(goal, choice.decode(stored)) if metric.mean_i is not None else None
         return Patch.of(weight.path, choice, stored, bias)
 
@@ -182,6 +183,38 @@ class Compressor(Method):
     def allocate(self, bids: Sequence[Bid], bits: int, bench: Bench) -> dict[str, Option]:
         """One option per target within `bits`; rules that probe use `bench`."""
         return self.allocator.allocate(bids, bits)
+
+
+def stored_parts(
+    choice: Structure, goal: Tensor, metric: Metric, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """The parts as they will be stored: floating ones in `dtype`."""
+    parts = choice.encode(goal, metric)
+    return {n: t.to(dtype) if t.is_floating_point() else t for n, t in parts.items()}
+
+
+#: A pivoted form may add this share to a target's loss by rounding; else two factors are stored.
+PIVOT_HARM = 0.01
+
+
+def unless_rounding_hurts(
+    choice: LowRank,
+    stored: dict[str, Tensor],
+    goal: Tensor,
+    metric: Metric,
+    dtype: torch.dtype,
+) -> tuple[LowRank, dict[str, Tensor]]:
+    """The pivoted form, or the largest two factors within its bits where rounding its
+    coefficients adds more than PIVOT_HARM to the loss of the same rank in two factors."""
+    plain = dataclasses.replace(choice, pivoted=False)
+    reference = metric.loss(goal, plain.decode(stored_parts(plain, goal, metric, dtype)))
+    if metric.loss(goal, choice.decode(stored)) <= (1 + PIVOT_HARM) * reference:
+        return choice, stored
+    bits = choice.bits(goal.shape, dtype)
+    rank = max(r for r in range(1, choice.rank + 1) if dataclasses.replace(plain, rank=r).bits(
+        goal.shape, dtype) <= bits)
+    smaller = dataclasses.replace(plain, rank=rank)
+    return smaller, stored_parts(smaller, goal, metric, dtype)
 
 
 def two_sided(

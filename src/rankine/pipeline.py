@@ -102,7 +102,7 @@ def save(
     with checkpoint.written_beside(place, run.recipe.force) as beside, timed(run, "check"):
         checkpoint.write(run.model, beside, run.patch, run.tokenizer, run.info.directory)
         saved = check.reopened(beside, run)
-        check.check_bits(saved, stages[-1].choices, stages[-1].targets)
+        check.check_bits(saved, run.patch, stages[-1].choices if len(stages) == 1 else {})
         check.check_outputs(saved, run)
         if evaluate:
             record.measure_after(run, saved, data, beside)

@@ -15,7 +15,8 @@ from rankine.budget import Option
 from rankine.checkpoint import load
 from rankine.engine.run import Run
 from rankine.errors import UserError
-from rankine.patch import stored_bits
+from rankine.patch import Patch, stored_bits
+from rankine.structures import weight_shape
 
 
 @dataclass(frozen=True)
@@ -42,16 +43,21 @@ def measured_size(model: nn.Module, targets: list[Target]) -> Size:
     return Size(sum(stored_bits(model, path) for path in weights), sum(weights.values()))
 
 
-def check_bits(model: nn.Module, choices: Mapping[str, Option], targets: list[Target]) -> None:
-    """The files hold exactly the bits that the options promised."""
-    for target in targets:
-        promised = choices[target.id].bits
-        found = sum(stored_bits(model, w.path) for w in target.weights)
-        if found != promised:
+def check_bits(model: nn.Module, patch: Patch, choices: Mapping[str, Option]) -> None:
+    """Every structure stores exactly the bits it states, and together at most what was allotted."""
+    dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+    total = 0
+    for path, structure in patch.modules.items():
+        stated = structure.bits(weight_shape(model.get_submodule(path)), dtype)
+        found = stored_bits(model, path)
+        total += found
+        if found != stated:
             raise AssertionError(
-                f"{target.id}: {promised} bits were allocated and {found} are stored: "
-                "a structure miscounts; please report this"
+                f"{path}: {structure} states {stated} bits and stores {found}: please report this"
             )
+    allotted = sum(option.bits for option in choices.values())
+    if choices and total > allotted:
+        raise AssertionError(f"{allotted} bits were allotted and {total} are stored")
 
 
 def reopened(directory: Path, run: Run) -> nn.Module:

@@ -13,6 +13,7 @@ from rankine.anatomy import Target, Weight
 from rankine.budget import Bid, Budget, Option
 from rankine.engine.run import Run
 from rankine.errors import BudgetError, UserError
+from rankine.evaluation.latency import faster_from
 from rankine.method import Compressor, Evidence
 from rankine.patch import Patch, matrix
 from rankine.statistics import Moment, OutputGradient, Statistics, Walk, survey
@@ -99,8 +100,22 @@ def offer(stage: Stage) -> None:
     for n, target in enumerate(stage.targets):
         goal = stage.method.goal(target, source, stage.evidence)
         metric = stage.method.metric(target, stage.evidence)
-        stage.bids.append(stage.method.bid(target, goal, metric, dtype))
+        bid = stage.method.bid(target, goal, metric, dtype)
+        stage.bids.append(only_dense(bid) if slow(stage, target) else bid)
         stage.run.progress("bids", n + 1, len(stage.targets))
+
+
+def slow(stage: Stage, target: Target) -> bool:
+    """With `--fast`: a weight so narrow that two small products cost more than one."""
+    if not stage.run.recipe.fast or stage.method.card.family != "low-rank":
+        return False
+    return max(max(w.shape) for w in target.weights) < faster_from()
+
+
+def only_dense(bid: Bid) -> Bid:
+    """The bid with nothing but its dense option."""
+    dense = tuple(o for o in bid.options if isinstance(o.structure, Dense))
+    return replace(bid, options=dense)
 
 
 def allocate(stage: Stage, budget: Budget | None, fixed_bytes: int = 0) -> dict[str, Option]:
