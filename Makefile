@@ -65,7 +65,7 @@ docs: $(VENV)/.develops
 	@$(BIN)/python tools/generate.py
 
 claims: $(VENV)/.develops
-	@$(BIN)/python -m benchmarks.claims $(if $(SYSTEM),--system $(SYSTEM)) $(if $(FULL),--full) $(ARGS)
+	@$(BIN)/python -m benchmarks.claims $(SYSTEM) $(if $(FULL),--full) $(ARGS)
 
 bench: $(VENV)/.develops
 	@$(BIN)/python -m benchmarks.speed $(ARGS)

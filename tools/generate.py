@@ -55,16 +55,15 @@ def entry(cls: type[Method]) -> dict[str, Any]:
 
 
 def knob_doc(cls: type[Method], knob: str) -> str:
-    """What the class docstring says about a knob: the item "`a`, `b`: text", or the first sentence
-    that names it."""
-    text = re.sub(r"\n\s+(?!-)", " ", cls.__doc__ or "")
-    for line in text.splitlines():
-        for item in re.finditer(r"((?:`\w+`(?:, | and )?)+): ([^`]+?)(?=\.\s|\.?$)", line):
-            if f"`{knob}`" in item[1]:
-                return item[2].strip()
-    for sentence in re.split(r"(?<=\.)\s+", text):
-        if f"`{knob}`" in sentence:
-            return sentence.strip().rstrip(".")
+    """What the class docstring says about a knob: the item "- `a`, `b`: text", the same inside a
+    paragraph, or the first sentence that names it."""
+    text = re.sub(r"\n\s+(?![\s-])", " ", cls.__doc__ or "")
+    names = r"((?:`\w+`(?:, | and )?)+)"
+    forms = (rf"^\s*- {names}: (.+)$", rf"{names}: ([^`]+?)(?=\.\s|\.?$)", r"()([^.]+)")
+    for form in forms:
+        for item in re.finditer(form, text, re.MULTILINE):
+            if f"`{knob}`" in (item[1] or item[2]):
+                return item[2].strip().rstrip(".")
     raise SystemExit(f"{cls.__name__} has a knob `{knob}` that its docstring does not explain")
 
 

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-HEAVY = ("torch", "transformers", "numpy", "scipy", "datasets")
+HEAVY = ("torch", "transformers", "scipy", "datasets", "peft")
 
 #: Runs several commands in one fresh process: each must leave the heavy packages unimported, and
 #: all of them together stay below two seconds each.

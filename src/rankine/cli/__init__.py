@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from rankine.threads import be_passive
 
+INTERRUPTED = 130
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit: 0 done, 2 a user's mistake, 3 a budget that cannot be met, 130
@@ -24,16 +26,13 @@ def run(arguments: Sequence[str]) -> int:
 
     try:
         code = app(list(arguments) or ["--help"], prog_name="rankine", standalone_mode=False)
-        return code if isinstance(code, int) else 0
     except UserError as error:
         return _complain(str(error), error.exit_code)
     except typer.TyperException as error:
         return _complain(error.format_message(), UserError.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
-        return _complain("interrupted", 130)
-    except BrokenPipeError:  # `rankine methods | head`
-        sys.stderr.close()
-        return 0
+    if code == INTERRUPTED:  # typer turns KeyboardInterrupt into this code
+        return _complain("interrupted", INTERRUPTED)
+    return code if isinstance(code, int) else 0
 
 
 def _complain(sentence: str, code: int) -> int:
