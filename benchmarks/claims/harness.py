@@ -136,9 +136,7 @@ class Lab:
         score = run()
         CACHE.mkdir(parents=True, exist_ok=True)
         beside = file.with_suffix(".tmp.npz")
-        np.savez(
-            beside, nats=score.nats, counts=score.counts, hits=score.hits, bytes=score.bytes
-        )
+        np.savez(beside, nats=score.nats, counts=score.counts, hits=score.hits, bytes=score.bytes)
         beside.rename(file)
         said = " ".join(f"{k}={v}" for k, v in key.items() if v not in ({}, ""))
         seconds = time.perf_counter() - start

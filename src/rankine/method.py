@@ -172,7 +172,9 @@ class Compressor(Method):
         stored = stored_parts(choice, goal, metric, dtype)
         if isinstance(choice, LowRank) and choice.pivoted:
             choice, stored = unless_rounding_hurts(choice, stored, goal, metric, dtype)
-        bias = metric.implied_bias(goal, choice.decode(stored)) if metric.mean_i is not None else None
+        bias = (
+            metric.implied_bias(goal, choice.decode(stored)) if metric.mean_i is not None else None
+        )
         return Patch.of(weight.path, choice, stored, bias)
 
     @property
@@ -211,8 +213,11 @@ def unless_rounding_hurts(
     if metric.loss(goal, choice.decode(stored)) <= (1 + PIVOT_HARM) * reference:
         return choice, stored
     bits = choice.bits(goal.shape, dtype)
-    rank = max(r for r in range(1, choice.rank + 1) if dataclasses.replace(plain, rank=r).bits(
-        goal.shape, dtype) <= bits)
+    rank = max(
+        r
+        for r in range(1, choice.rank + 1)
+        if dataclasses.replace(plain, rank=r).bits(goal.shape, dtype) <= bits
+    )
     smaller = dataclasses.replace(plain, rank=rank)
     return smaller, stored_parts(smaller, goal, metric, dtype)
 
@@ -235,9 +240,7 @@ def anchored(weight: Weight, source: Source, evidence: Evidence, ridge: float) -
     return anchored_goal(w_oi, cross_ii, evidence.inputs(weight).h_nn, ridge)
 
 
-def dense_bid(
-    target: Target, goal: Tensor, dtype: torch.dtype, options: Sequence[Option]
-) -> Bid:
+def dense_bid(target: Target, goal: Tensor, dtype: torch.dtype, options: Sequence[Option]) -> Bid:
     """A bid with the dense weight as its last option, so that nothing ever grows."""
     dense = Option(Dense(), goal.numel() * dtype.itemsize * 8, 0.0)
     kept = tuple(option for option in options if option.bits < dense.bits)
@@ -311,9 +314,7 @@ def convert(value: Any, field: dataclasses.Field[Any], owner: str) -> Any:
     try:
         return parse[base](value)
     except (TypeError, ValueError):
-        raise UserError(
-            f"expected {owner}.{field.name} to be {base}, found {value!r}"
-        ) from None
+        raise UserError(f"expected {owner}.{field.name} to be {base}, found {value!r}") from None
 
 
 def _parse_bool(value: Any) -> bool:

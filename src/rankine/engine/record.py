@@ -22,8 +22,7 @@ from rankine.engine.stage import Stage
 from rankine.evaluation.generation import sample
 from rankine.evaluation.latency import decode_speed
 from rankine.metric import Metric
-from rankine.patch import matrix
-from rankine.structures import Quantized
+from rankine.structures import Quantized, matrix
 from rankine.structures.base import Structure
 
 SCHEMA = "1.0"
@@ -36,7 +35,14 @@ def measure_before(run: Run) -> dict[str, Any]:
     """The dense model's row and those of plain int8 and int4, before anything is replaced."""
     dense = score(run, run.work)
     rows = [
-        row("dense", "dense", dense, bytes_=tensor_bytes(run.model), keep=_dense_keep(run), method="")
+        row(
+            "dense",
+            "dense",
+            dense,
+            bytes_=tensor_bytes(run.model),
+            keep=_dense_keep(run),
+            method="",
+        )
     ]
     targets = [w.path for w in run.anatomy.linears if w.operator != "embedding"]
     for bits in (8, 4):
@@ -108,9 +114,7 @@ def row(
     }
 
 
-def begin(
-    run: Run, plan: Plan, stages: list[Stage], before: Mapping[str, Any]
-) -> dict[str, Any]:
+def begin(run: Run, plan: Plan, stages: list[Stage], before: Mapping[str, Any]) -> dict[str, Any]:
     """Everything but the result's own figures."""
     from rankine import __version__
 
@@ -164,13 +168,16 @@ def measure_after(
     data["budget"]["size"] = weights
     method = data["result"]["method"]
     rows = data["rows"]
-    result = row(f"{method} {number:.2f}", "result", found, bytes_=weights, keep=number, method=method)
-    dense = next((r for r in rows if r["kind"] == "dense"), {})
-    if dense.get("tokens_per_second") and result.get("tokens_per_second"):
-        result["ratio_to_dense"] = result["tokens_per_second"] / dense["tokens_per_second"]
+    result = row(
+        f"{method} {number:.2f}", "result", found, bytes_=weights, keep=number, method=method
+    )
+    for dense in (r for r in rows if r["kind"] == "dense"):
+        if dense.get("tokens_per_second") and result.get("tokens_per_second"):
+            result["ratio_to_dense"] = result["tokens_per_second"] / dense["tokens_per_second"]
     rows.append(result)
-    if data["samples"]:
-        data["samples"][0]["after"] = _sample(run, computing)["before"]
+    after = _sample(run, computing)
+    if data["samples"] and after is not None:
+        data["samples"][0]["after"] = after["before"]
     data["times"] = {k: round(v, 2) for k, v in run.times.items()}
 
 
@@ -277,4 +284,3 @@ def versions() -> dict[str, str]:
 def write(data: dict[str, Any], directory: Path) -> None:
     """report.html and report.json."""
     report.write(data, directory)
-

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,15 +39,12 @@ def solve(stage: Stage, choices: Mapping[str, Option]) -> Patch:
     return _solve_in_order(stage, choices, due)
 
 
-def _solve_independent(
-    stage: Stage, choices: Mapping[str, Option], due: Sequence[Target]
-) -> Patch:
+def _solve_independent(stage: Stage, choices: Mapping[str, Option], due: Sequence[Target]) -> Patch:
     run, patch = stage.run, Patch()
     source = WorkSource(run)
     for n, target in enumerate(due):
-        fitted = _journalled(
-            stage, target.id, lambda t=target: fit(stage, t, choices[t.id], stage.evidence, source)
-        )
+        make = partial(fit, stage, target, choices[target.id], stage.evidence, source)
+        fitted = _journalled(stage, target.id, make)
         put(run, fitted)
         patch |= fitted
         run.progress("solve", n + 1, len(due))
@@ -133,7 +132,7 @@ class Stream:
         ]
 
 
-class _Seen(Exception):
+class _SeenError(Exception):
     """Raised by the last hook: the rest of the block need not run."""
 
 
@@ -147,16 +146,14 @@ def _inputs(
         def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
             found[name] = rows(args[0], mask)
             if len(found) == len(names):
-                raise _Seen
+                raise _SeenError
 
         return hook
 
     hooks = [(module.get_submodule(name), listen(name), True) for name in names]
     with listening(hooks):
-        try:
+        with suppress(_SeenError):
             stream.walk.forward(stream.block, n, hidden, module)
-        except _Seen:
-            pass
     return [found[name] for name in names]
 
 
@@ -190,7 +187,7 @@ def _solve_step(
         evidence, source = stage.evidence, WorkSource(run)
     fitted = []
     for target in targets:
-        make = lambda t=target: fit(stage, t, choices[t.id], evidence, source)  # noqa: E731
+        make = partial(fit, stage, target, choices[target.id], evidence, source)
         fitted.append(_journalled(stage, target.id, make))
     for one in fitted:  # in place only when the whole step is solved: they read the same input
         put(run, one)

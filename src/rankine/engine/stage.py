@@ -15,9 +15,9 @@ from rankine.engine.run import Run
 from rankine.errors import BudgetError, UserError
 from rankine.evaluation.latency import faster_from
 from rankine.method import Compressor, Evidence
-from rankine.patch import Patch, matrix
+from rankine.patch import Patch
 from rankine.statistics import Moment, OutputGradient, Statistics, Walk, survey
-from rankine.structures import Dense
+from rankine.structures import Dense, matrix
 
 
 @dataclass

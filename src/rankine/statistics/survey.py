@@ -94,9 +94,7 @@ def _reads(block: Block, needs: Mapping[str, frozenset[Need]]) -> dict[str, str]
 
 
 @torch.no_grad()
-def _inputs(
-    walk: Walk, block: Block, needs: Mapping[str, frozenset[Need]]
-) -> dict[str, Tensor]:
+def _inputs(walk: Walk, block: Block, needs: Mapping[str, frozenset[Need]]) -> dict[str, Tensor]:
     reads = _reads(block, needs)
     sums = {key: MomentSum() for key in reads}
     current = 0
