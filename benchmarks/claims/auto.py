@@ -1,4 +1,4 @@
-"""auto against plain SVD and uniform SVD-LLM at equal stored bits, and where its gain comes from."""
+"""auto against plain SVD and uniform SVD-LLM at equal stored bits; where its gain comes from."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import datetime
+import itertools
 import platform
 from collections.abc import Mapping
 from pathlib import Path
@@ -225,10 +226,7 @@ def _tail_points(options: tuple[Option, ...]) -> dict[str, list[float]]:
     )
     if len(ranked) < 3:
         return {"spectrum": [], "spectrum_ranks": []}
-    values = [
-        (r2, max(l1 - l2, 0.0) ** 0.5)
-        for (_, l1), (r2, l2) in zip(ranked[:-1], ranked[1:], strict=True)
-    ]
+    values = [(r2, max(l1 - l2, 0.0) ** 0.5) for (_, l1), (r2, l2) in itertools.pairwise(ranked)]
     step = max(1, len(values) // POINTS)
     top = max(v for _, v in values) or 1.0
     kept = values[::step]

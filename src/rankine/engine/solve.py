@@ -151,9 +151,8 @@ def _inputs(
         return hook
 
     hooks = [(module.get_submodule(name), listen(name), True) for name in names]
-    with listening(hooks):
-        with suppress(_SeenError):
-            stream.walk.forward(stream.block, n, hidden, module)
+    with listening(hooks), suppress(_SeenError):
+        stream.walk.forward(stream.block, n, hidden, module)
     return [found[name] for name in names]
 
 
