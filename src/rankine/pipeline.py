@@ -15,7 +15,7 @@ from rankine import checkpoint
 from rankine.anatomy import describe
 from rankine.engine import check, record
 from rankine.engine.plan import Plan, driven, fixed_bytes, make_plan
-from rankine.engine.run import Progress, Run, open_run, quiet
+from rankine.engine.run import Progress, Run, language_task, open_run, quiet
 from rankine.engine.search import smallest_that_holds
 from rankine.engine.solve import solve
 from rankine.engine.stage import Stage, allocate, measure, offer
@@ -113,10 +113,15 @@ def save(
 def plan(
     model: str | nn.Module | None = None, *, recipe: Recipe | None = None, **fields: Any
 ) -> Plan:
-    """The dry run: what would come out, before any work."""
+    """The dry run: what would come out, before any work. A model given by name is read without
+    its weights; the calibration text is checked."""
     recipe = complete(recipe, model, fields)
-    with open_run(recipe, model) as run:
-        return make_plan(recipe, run.model, run.anatomy, run.info.spec)
+    if isinstance(model, nn.Module):
+        return make_plan(recipe, model, describe(model), type(model).__name__)
+    planned, tokenizer, info = checkpoint.open_meta(recipe.model, recipe.dtype)
+    if any(driven(s.method, s.set).card.needs for s in recipe.chain()):
+        language_task(recipe, planned, tokenizer).windows("calibration")
+    return make_plan(recipe, planned, describe(planned), info.spec)
 
 
 def compare(

@@ -7,6 +7,7 @@ itself is only half imported (see `rankine._register`).
 from rankine.checkpoint.beside import check_output, written_beside
 from rankine.checkpoint.journal import Journal
 from rankine.checkpoint.load import ModelInfo, directory_bytes, load, open_model
+from rankine.checkpoint.meta import open_meta
 from rankine.checkpoint.save import patch_of, save, write
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "check_output",
     "directory_bytes",
     "load",
+    "open_meta",
     "open_model",
     "patch_of",
     "save",

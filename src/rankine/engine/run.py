@@ -112,7 +112,7 @@ def open_run(
             )
 
 
-def language_task(recipe: Recipe, model: nn.Module, tokenizer: Any) -> Task:
+def language_task(recipe: Recipe, model: nn.Module, tokenizer: Any) -> LanguageModelling:
     """Language modelling by the recipe's calibration and evaluation text."""
     if tokenizer is None:
         raise UserError(
