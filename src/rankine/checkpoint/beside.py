@@ -60,6 +60,11 @@ def written_beside(directory: Path, force: bool = False) -> Iterator[Path]:
         raise
 
 
+def final_name(beside: Path) -> str:
+    """The name that a directory from `written_beside` will have."""
+    return beside.name.removeprefix(".").rpartition(".")[0] or beside.name
+
+
 def _take_place(beside: Path, directory: Path) -> None:
     if not directory.exists():
         beside.rename(directory)

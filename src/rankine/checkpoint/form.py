@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import warnings
@@ -23,6 +24,8 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MODELING = "modeling_rankine.py"
 CARD = "README.md"
+#: Of the weight files, in the form that `sha256sum -c` reads.
+SUMS = "SHA256SUMS"
 
 
 def check_version(found: str) -> None:
@@ -82,3 +85,30 @@ def tensor_names(file: str | Path) -> set[str]:
             f"expected a complete safetensors file {file}, found a damaged one ({error}): "
             "copy or download it again"
         ) from None
+
+
+def write_sums(directory: Path) -> None:
+    """Note the hashes of the weight files: safetensors itself cannot tell a flipped bit."""
+    lines = [f"{_sha256(file)}  {file.name}\n" for file in weight_files(directory)]
+    (directory / SUMS).write_text("".join(lines), encoding="utf-8")
+
+
+def check_sums(directory: Path) -> None:
+    """Raises UserError where a weight file is not what SHA256SUMS says (if it is there)."""
+    if not (directory / SUMS).is_file():
+        return
+    lines = (directory / SUMS).read_text(encoding="utf-8", errors="replace").splitlines()
+    for found, name in (line.split(maxsplit=1) for line in lines if len(line.split()) == 2):
+        if (directory / name).is_file() and _sha256(directory / name) != found:
+            raise UserError(
+                f"expected {directory / name} as {SUMS} describes it, found other bytes: copy or "
+                f"download it again, or delete {SUMS} if you changed the weights yourself"
+            )
+
+
+def _sha256(file: Path) -> str:
+    try:
+        with file.open("rb") as f:
+            return hashlib.file_digest(f, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"expected to read {file}, found: {error.strerror}") from None

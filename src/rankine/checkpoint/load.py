@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from rankine.checkpoint.form import (
     CONFIG,
     PATCH,
+    check_sums,
     check_version,
     read_json,
     tensor_names,
@@ -32,6 +33,11 @@ class ModelInfo:
     spec: str
     directory: Path | None
     patch: Patch
+
+    @property
+    def name(self) -> str:
+        """What reports call it: the last part of what was typed."""
+        return self.spec.rstrip("/").rpartition("/")[2] or self.spec
 
 
 def load(where: str | Path, *, into: nn.Module | None = None, **kwargs: Any) -> Any:
@@ -62,9 +68,19 @@ def load(where: str | Path, *, into: nn.Module | None = None, **kwargs: Any) -> 
     kwargs.setdefault("dtype", "auto")
     try:
         config = transformers.AutoConfig.from_pretrained(place, **_hub_only(kwargs))
+    except (OSError, ValueError) as error:
+        raise _not_found(str(where), directory, error) from None
+    try:
         return _model_class(transformers, config).from_pretrained(place, **kwargs)
     except OSError as error:
         raise _not_found(str(where), directory, error) from None
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise UserError(
+            f"expected weights in {place} of the sizes that its {CONFIG} states, found others: "
+            "copy both from the same place again"
+        ) from None
 
 
 def open_model(
@@ -96,18 +112,18 @@ def directory_bytes(directory: str | Path) -> tuple[int, int]:
 def local_directory(spec: str) -> Path | None:
     """The directory a spec names, None for a hub id; raises UserError for anything else."""
     path = Path(spec).expanduser()
-    if path.is_dir():
+    if spec and path.is_dir():
         return path
-    if path.exists():
+    if spec and path.exists():
         raise UserError(f"expected a model directory, found the file {spec}: name its directory")
     hub_like = spec.count("/") <= 1 and not spec.startswith((".", "/", "~")) and spec
     if not hub_like or "\\" in spec:
-        raise UserError(f"expected a model directory, found nothing at {spec}: check the path")
+        raise UserError(f'expected a model directory, found nothing at "{spec}": check the path')
     return None
 
 
 def check_directory(directory: Path) -> None:
-    """Raises UserError unless config and complete safetensors files stand there, readable."""
+    """Raises UserError unless config and whole, unchanged safetensors files stand there."""
     described = [n for n in (CONFIG, PATCH) if (directory / n).is_file()]
     if not described:
         raise UserError(
@@ -123,6 +139,7 @@ def check_directory(directory: Path) -> None:
         )
     for file in files:
         tensor_names(file)
+    check_sums(directory)
 
 
 # -- transformers -------------------------------------------------------------------------------
@@ -143,7 +160,7 @@ def _model_class(transformers: Any, config: Any) -> Any:
     return getattr(transformers, next((n for n in names if n in known), "AutoModel"))
 
 
-def _not_found(spec: str, directory: Path | None, error: OSError) -> UserError:
+def _not_found(spec: str, directory: Path | None, error: Exception) -> UserError:
     first = str(error).strip().split("\n")[0]
     if directory is not None:
         return UserError(f"expected a readable model in {directory}, found: {first}")

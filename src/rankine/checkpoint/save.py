@@ -24,6 +24,7 @@ from rankine.checkpoint.form import (
     QUANT_METHOD,
     WEIGHTS,
     read_json,
+    write_sums,
 )
 from rankine.errors import UserError
 from rankine.patch import Patch
@@ -82,6 +83,7 @@ def write(
         _save_card(model, beside, source, cost, bool(patch))
     else:
         _save_plain(model, beside, patch)
+    write_sums(beside)
 
 
 def patch_of(model: nn.Module) -> Patch:
