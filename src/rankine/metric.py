@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from rankine.linalg.roots import Root
+from rankine.linalg.roots import FLOOR, Root
 
 
 @dataclass(frozen=True)
@@ -38,15 +38,19 @@ class Gram:
         return self.diagonal_n is not None and self.rank_one_n is None
 
     @cached_property
-    def _scale_n(self) -> Tensor:
+    def _floor(self) -> Tensor:
+        """The diagonal meets the same floor as an eigenvalue."""
         assert self.diagonal_n is not None
-        d = self.diagonal_n.double()
-        mean = d.mean(-1, keepdim=True)
-        # The diagonal meets the same floor as an eigenvalue: see linalg.roots.FLOOR.
-        from rankine.linalg.roots import FLOOR
+        mean = self.diagonal_n.double().mean(-1, keepdim=True)
+        return torch.where(mean > 0, FLOOR * mean, torch.ones_like(mean))
 
-        floor = torch.where(mean > 0, FLOOR * mean, torch.ones_like(mean))
-        return torch.maximum(d, floor).sqrt()
+    @cached_property
+    def _scale_n(self) -> Tensor:
+        return torch.maximum(self.diagonal(), self._floor).sqrt()
+
+    @cached_property
+    def _data_n(self) -> Tensor:
+        return self.diagonal() > self._floor
 
     def dense(self) -> Tensor:
         """The form as a float64 (..., n, n) matrix."""
@@ -83,6 +87,20 @@ class Gram:
         if self._plain:
             return t.double() / self._scale_n.unsqueeze(-2)
         return self._root.right_inverse(t)
+
+    def right_on_data(self, t: Tensor) -> Tensor:
+        """T S with zero columns where the data never went."""
+        return (
+            self.right(t) * self._data_n.unsqueeze(-2)
+            if self._plain
+            else self._root.right_on_data(t)
+        )
+
+    def right_pseudo_inverse(self, t: Tensor) -> Tensor:
+        """T S⁺: no component where the data never went."""
+        if self._plain:
+            return self.right_inverse(t) * self._data_n.unsqueeze(-2)
+        return self._root.right_pseudo_inverse(t)
 
     def left(self, t: Tensor) -> Tensor:
         """P T with P = Sᵀ."""

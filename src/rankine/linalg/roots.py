@@ -24,10 +24,12 @@ def symmetric(h: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Root:
-    """S = Q·diag(s) with S Sᵀ = H, kept as its eigenvectors `q_nn` and square roots `s_n`."""
+    """S = Q·diag(s) with S Sᵀ = H, kept as its eigenvectors `q_nn` and square roots `s_n`;
+    `data_n`: which of them the data really took (the others were raised to the floor)."""
 
     q_nn: Tensor
     s_n: Tensor
+    data_n: Tensor
 
     @classmethod
     def of(cls, h_nn: Tensor) -> Root:
@@ -35,7 +37,7 @@ class Root:
         values, vectors = torch.linalg.eigh(symmetric(h_nn))
         mean = values.clamp_min(0).mean(-1, keepdim=True)
         floor = torch.where(mean > 0, FLOOR * mean, torch.ones_like(mean))
-        return cls(vectors, torch.maximum(values, floor).sqrt())
+        return cls(vectors, torch.maximum(values, floor).sqrt(), values > floor)
 
     def right(self, t: Tensor) -> Tensor:
         """T S, for a (..., m, n) matrix whose columns live in the space of H."""
@@ -44,6 +46,14 @@ class Root:
     def right_inverse(self, t: Tensor) -> Tensor:
         """T S⁻¹."""
         return (t.double() / self.s_n.unsqueeze(-2)) @ self.q_nn.mT
+
+    def right_on_data(self, t: Tensor) -> Tensor:
+        """T S with zero columns where the data never went."""
+        return self.right(t) * self.data_n.unsqueeze(-2)
+
+    def right_pseudo_inverse(self, t: Tensor) -> Tensor:
+        """T S⁺: no component where the data never went."""
+        return self.right_inverse(t * self.data_n.unsqueeze(-2))
 
     def left(self, t: Tensor) -> Tensor:
         """Sᵀ T, for a (..., n, m) matrix: the P of an output metric PᵀP = H."""

@@ -82,15 +82,14 @@ class LowRank(Structure):
         return self.parts(b, a, w.dtype)
 
     def _encode_on_data(self, w: Tensor, metric: Metric) -> tuple[Tensor, Tensor]:
-        # A = V_rᵀ S⁻¹ scaled by the singular values: rows stay in the range of the data.
-        m = metric.whiten(w)
+        # A = Σ V_rᵀ S⁺: its rows stay in the range of the data.
+        pt, inputs = metric.left(w), metric.inputs
+        m = inputs.right_on_data(pt) if inputs is not None else pt
         u, s, v = torch.linalg.svd(m, full_matrices=False)
-        kept = torch.where(s > 1e-7 * s[..., :1], s, 0.0)
         r = self.rank
-        b = metric.left_inverse(u[..., :r] * kept[..., None, :r])
-        a = v[..., :r, :]
-        a = metric.inputs.right_inverse(a) if metric.inputs is not None else a
-        return lowrank.balance(b, torch.where(kept[..., :r, None] > 0, a, 0.0))
+        a = s[..., :r, None] * v[..., :r, :]
+        a = inputs.right_pseudo_inverse(a) if inputs is not None else a
+        return lowrank.balance(metric.left_inverse(u[..., :r]), a)
 
     def parts(self, b_or: Tensor, a_ri: Tensor, dtype: torch.dtype) -> Parts:
         """Named tensors of this storage form for the product B A."""
