@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from rankine.cli import known, show
-from rankine.cli.options import Json, takes_recipe
+from rankine.cli.options import Json, Output, takes_recipe
 from rankine.errors import UserError
 from rankine.recipe import Recipe
 
@@ -43,9 +43,22 @@ def generate() -> None:
     raise UserError("generate is not wired yet")
 
 
-def report(directory: Directory) -> None:
-    """Write report.html again from a directory's report.json."""
-    raise UserError("report is not wired yet")
+def report(
+    directories: Annotated[
+        list[Path], typer.Argument(metavar="DIR...", help="what compress or demo wrote")
+    ],
+    output: Output = None,
+) -> None:
+    """Write report.html again, or one page of several runs (-o DIR)."""
+    from rankine.report import combine, read, write
+
+    found = [read(directory) for directory in directories]
+    if len(found) > 1 and output is None:
+        raise UserError("expected an output for the page of several runs, found none: add -o DIR")
+    place = output or directories[0]
+    place.mkdir(parents=True, exist_ok=True)
+    write(combine(found) if len(found) > 1 else found[0], place)
+    print(f"wrote {place / 'report.html'}")
 
 
 def methods(

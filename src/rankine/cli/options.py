@@ -25,6 +25,8 @@ Output = Annotated[
     Path | None, typer.Option("--output", "-o", metavar="DIR", help="where to write")
 ]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object instead of text")]
+Force = Annotated[bool, typer.Option("--force", help="replace an existing output")]
+Threads = Annotated[int | None, typer.Option(metavar="N", min=1, help="CPU threads")]
 RecipeFile = Annotated[
     Path | None, typer.Option("--recipe", metavar="FILE", help="YAML; options override its fields")
 ]

@@ -3,37 +3,68 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from rankine.cli.options import Json, Output
+from rankine.cli import show
+from rankine.cli.options import Force, Json, Output, Threads
+from rankine.cli.progress import bars
 from rankine.errors import UserError
+from rankine.threads import settle
 
-Threads = Annotated[int | None, typer.Option(metavar="N", help="CPU threads")]
+Model = Annotated[str, typer.Argument(metavar="DIR", help="a compressed checkpoint")]
 
 
 def export(
-    model: Annotated[str, typer.Argument(metavar="DIR", help="a compressed checkpoint")],
+    model: Model,
     to: Annotated[
         Literal["dense", "onnx"],
         typer.Option(help="dense: an ordinary checkpoint; onnx: a file for ONNX Runtime"),
     ] = "dense",
     output: Output = None,
-    force: Annotated[bool, typer.Option("--force", help="replace an existing output")] = False,
+    force: Force = False,
     json: Json = False,
 ) -> None:
     """Write a checkpoint for programs that do not know Rankine."""
-    raise UserError("export is not wired yet")
+    if output is None:
+        raise UserError("expected an output, found none: add -o PATH")
+    settle()
+    if to == "dense":
+        from rankine.checkpoint.export import export_dense
+
+        written = export_dense(model, output, force=force)
+    else:
+        from rankine.checkpoint.onnx import export_onnx
+
+        written = export_onnx(model, output, force=force)
+    show.lines("export", [f"wrote {written}"], {"to": to, "output": str(written)}, json)
 
 
 def demo(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="DIR", help="where to write")
     ] = Path("rankine-demo"),
-    quick: Annotated[bool, typer.Option("--quick", help="fewer held-out tokens")] = False,
-    force: Annotated[bool, typer.Option("--force", help="replace an existing output")] = False,
+    model: Annotated[str, typer.Option(metavar="MODEL", help="another model")] = "embedded",
+    quick: Annotated[bool, typer.Option("--quick", help="less text, rougher figures")] = False,
+    threads: Threads = None,
+    force: Force = False,
     json: Json = False,
 ) -> None:
     """Compress the embedded model with three methods at two sizes and show what it cost."""
-    raise UserError("demo is not wired yet")
+    settle(threads)
+    from rankine.demo import demo
+
+    with bars() as progress:
+        report = demo(output, model=model, quick=quick, force=force, progress=progress)
+    show.lines("demo", _shown(report, output), {"output": str(output), "report": report}, json)
+
+
+def _shown(report: dict[str, Any], output: Path) -> list[str]:
+    from rankine.report import plain_table
+
+    lines = [plain_table(report["rows"])]
+    for sample in report["samples"]:
+        for when in ("before", "after"):
+            lines += ["", f"{when}:", sample["prompt"] + sample.get(when, "")]
+    return [*lines, "", f"wrote {output / 'report.html'}"]
