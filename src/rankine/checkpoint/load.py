@@ -241,7 +241,10 @@ def _put(module: nn.Module, name: str, slot: Tensor | None, value: Tensor) -> No
             f"{found}: build it as it was before compression"
         )
     if slot.is_meta:
-        assign(module, name, value.to(slot.dtype) if value.is_floating_point() else value)
+        # Memory of our own: a tensor at an odd place in a file takes other instructions, and its
+        # products other roundings, than the one it was saved from.
+        dtype = slot.dtype if value.is_floating_point() else value.dtype
+        assign(module, name, torch.empty_like(value, dtype=dtype).copy_(value))
     else:
         with torch.no_grad():
             slot.copy_(value)
