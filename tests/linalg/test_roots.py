@@ -75,7 +75,7 @@ def test_the_pseudo_inverse_projects_onto_the_data(plain):
     assert float(gram.right_on_data(t).square().sum()) == pytest.approx(2.5)
 
 
-# -- the three kinds of Gram are one form -----------------------------------------------------------
+# -- the kinds of Gram are one form
 def test_a_diagonal_gram_is_the_dense_one_with_that_diagonal():
     d = torch.tensor([4.0, 1.0, 0.25]).double()
     plain, dense = Gram(diagonal_n=d), Gram(torch.diag(d))
