@@ -85,18 +85,16 @@ class Energy:
 class Threshold:
     """One threshold on the normalised marginal loss per bit: what falls below it is cut.
 
-    On the lower convex hull of a target's curve, every further step saves less loss per bit. The
-    slopes are normalised within the target and compared across targets, as WeLore (2024, arXiv
+    On the lower convex hull of a target's curve every further step saves less loss per bit. The
+    slopes are divided by the target's largest and compared across targets, as WeLore (2024, arXiv
     2407.11239) does with singular values.
 
     Attributes:
-        power: exponent of the slopes before they are normalised. Where losses are tails of
-            squared singular values, 0.5 makes them singular values.
-        normalise: "minmax" maps the slopes of a target to [0, 1], "max" divides by the largest.
+        power: exponent of the slopes. Where losses are tails of squared singular values, 0.5 makes
+            them singular values.
     """
 
     power: float = 1.0
-    normalise: Literal["minmax", "max"] = "minmax"
 
     def allocate(self, bids: Sequence[Bid], bits: int) -> dict[str, Option]:
         """See `Allocator.allocate`."""
@@ -110,14 +108,10 @@ class Threshold:
             slope = -np.diff(curves.cost[hull]) / np.diff(curves.weight[hull])
             corners.append(curves.index[hull])
             # A step is due once the threshold has come down to its slope; the first option always.
-            due.append(np.append(-np.inf, -self._normal(slope**self.power)))
+            normal = (slope / slope.max(initial=1e-300)) ** self.power
+            due.append(np.append(-np.inf, -normal))
         hulls = select(forest, np.concatenate(corners))
         return _by_quality(forest, hulls, np.concatenate(due), bits)
-
-    def _normal(self, slope: Floats) -> Floats:
-        low = slope.min(initial=np.inf) if self.normalise == "minmax" else 0.0
-        spread = slope.max(initial=0.0) - low
-        return (slope - low) / spread if spread > 0 else np.ones(len(slope))
 
 
 @dataclass(frozen=True)
@@ -151,7 +145,7 @@ class Entropic:
         loss = np.array([max(forest.option(i).loss, 0.0) for i in range(len(forest.bits))])
 
         def kept(keep: float) -> Floats:
-            return 1.0 - self.removed(score, weight, 1.0 - keep)
+            return max(keep, 1.0) - self.removed(score, weight, max(1.0 - keep, 0.0))
 
         return _by_size(forest, bits, kept, loss)
 
@@ -209,7 +203,7 @@ def _by_size(
             picks.append(min(fits, key=lambda i: loss[i]))
         return forest.cover(picks, lambda i: (loss[i],))
 
-    keep = min(bits / max(forest.dense_bits, 1), 1.0)
+    keep = bits / max(forest.dense_bits, 1)
     chosen = choose(keep)
     if forest.bits[chosen].sum() > bits:  # some targets offer nothing that small
         chosen = forest.cover(forest.start[:-1], lambda i: (forest.bits[i], loss[i]))

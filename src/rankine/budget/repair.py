@@ -14,6 +14,10 @@ import numpy as np
 from rankine.budget.forest import Floats, Ints, Tree
 from rankine.budget.relaxation import Curves, Relaxation, State, total
 
+# With more moves than this, single ones are tried first: they close most of a large gap, and few
+# moves are left for the pairs.
+MANY = 2000
+
 
 def hopeful(relaxation: Relaxation, cost: float) -> Ints:
     """Options that a cover cheaper than `cost` may contain."""
@@ -36,7 +40,8 @@ def repair(
         node = curves.node[alive]
         lighter, slack = _changes(tree, state, curves.weight, alive, node, cap)
         cheaper, _ = _changes(tree, state, curves.cost, alive, node, 0.0)
-        moves = _best_pair(lighter, cheaper, group[node], slack)
+        moves = _best_single(lighter, cheaper, slack) if len(alive) > MANY else []
+        moves = moves or _best_pair(lighter, cheaper, group[node], slack)
         gain = float(cheaper[moves].sum()) if moves else 0.0
         if gain >= -1e-12 * abs(cost):
             break
@@ -82,6 +87,12 @@ def _apply(tree: Tree, state: State, node: int, option: int) -> State:
     while (node := int(tree.parent[node])) >= 0:
         split[node] = True
     return State(pick, split)
+
+
+def _best_single(weight: Floats, cost: Floats, slack: float) -> list[int]:
+    """The move that lowers the cost most within the slack, if one does."""
+    move = int(np.argmin(np.where(weight <= slack, cost, 0.0)))
+    return [move] if weight[move] <= slack and cost[move] < 0.0 else []
 
 
 def _best_pair(weight: Floats, cost: Floats, group: Ints, slack: float) -> list[int]:
