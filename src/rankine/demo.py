@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rankine import report
+from rankine.engine import record
 from rankine.engine.run import Progress
 from rankine.errors import UserError
 from rankine.pipeline import compress
@@ -36,12 +37,19 @@ def demo(
             "write into it"
         )
     settings: dict[str, Any] = {**(QUICK if quick else SETTINGS), "force": force}
-    reports = []
+    reports: list[dict[str, Any]] = []
     for keep in SIZES:
         for method in METHODS:
             place = output / f"{method}-{keep:g}"
+            before = record.before(reports[0]) if reports else None  # measured once
             made = compress(
-                model, output=place, method=method, keep=keep, progress=progress, **settings
+                model,
+                output=place,
+                method=method,
+                keep=keep,
+                progress=progress,
+                before=before,
+                **settings,
             )
             reports.append(made.report)
     whole: dict[str, Any] = dict(report.combine(reports))

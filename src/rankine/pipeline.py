@@ -50,13 +50,16 @@ def compress(
     task: Task | None = None,
     tokenizer: Any = None,
     evaluate: bool = True,
+    before: Mapping[str, Any] | None = None,
     **fields: Any,
 ) -> Result:
     """Make a model smaller.
 
     `model` is a hub id, a directory, "embedded", or any `nn.Module` (compressed in place; `task`
     says how to run it, or `tokenizer` makes it a language model). `fields` are the recipe's.
-    `evaluate=False` measures nothing but sizes. Raises UserError with one sentence.
+    `evaluate=False` measures nothing but sizes; `before` is the dense model's and the baselines'
+    part of an earlier report, so that they are not measured twice. Raises UserError with one
+    sentence.
     """
     recipe = complete(recipe, model, fields)
     if recipe.max_loss is not None:
@@ -66,10 +69,10 @@ def compress(
         checkpoint.check_output(place, recipe.force)
     with open_run(recipe, model, task, tokenizer, progress or quiet, place) as run:
         plan = make_plan(recipe, run.model, run.anatomy, run.info.spec)
-        before = record.measure_before(run) if evaluate else {}
+        known = before or (record.measure_before(run) if evaluate else {})
         stages = [run_stage(run, number) for number in range(len(recipe.chain()))]
         run.patch.apply(run.model)
-        data = record.begin(run, plan, stages, before)
+        data = record.begin(run, plan, stages, known)
         if place is not None:
             save(run, place, data, stages, evaluate)
         elif evaluate:
@@ -136,12 +139,13 @@ def compare(
     """The equal-budget table: every method at every size, the dense model and plain int8 and
     int4 beside them. Rows as in the report."""
     rows: dict[str, dict[str, Any]] = {}
+    before = None
     for share in keep:
         for name in methods:
             place = Path(output) / f"{name}-{share:g}" if output is not None else None
-            result = compress(
-                model, output=place, progress=progress, method=name, keep=share, **fields
-            )
+            asked = {**fields, "method": name, "keep": share}
+            result = compress(model, output=place, progress=progress, before=before, **asked)
+            before = before or record.before(result.report)
             for row in result.report["rows"]:
                 rows.setdefault(row["name"], row)
     return sorted(rows.values(), key=lambda row: -row["bytes"])

@@ -51,6 +51,13 @@ def measure_before(run: Run) -> dict[str, Any]:
     return {"rows": rows, "sample": _sample(run, run.work)}
 
 
+def before(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a report that `measure_before` gave: other methods on the same model share it."""
+    rows = [row for row in report["rows"] if row["kind"] != "result"]
+    samples = [{k: s[k] for k in ("prompt", "before")} for s in report["samples"]]
+    return {"rows": rows, "sample": samples[0] if samples else None}
+
+
 def _dense_keep(run: Run) -> float:
     return run.store_dtype.itemsize * 8 / 16
 
