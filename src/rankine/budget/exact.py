@@ -28,8 +28,10 @@ SIZE = 1000.0
 TRIES = 4
 
 
-def improve(curves: Curves, relaxation: Relaxation, cap: float, state: State) -> State:
-    """The optimal cover, or `state` when nothing beats it.
+def improve(
+    curves: Curves, relaxation: Relaxation, cap: float, state: State, *, close: float = 0.0
+) -> State:
+    """The optimal cover, or `state` when nothing beats it by more than `close`.
 
     Only options that the bound leaves in play become variables, and the objective is
 
@@ -40,7 +42,7 @@ def improve(curves: Curves, relaxation: Relaxation, cap: float, state: State) ->
     """
     cost = total(curves, state, curves.cost)
     gap = cost - relaxation.bound
-    if gap <= 1e-12 * abs(cost):
+    if gap <= max(close, 1e-12 * abs(cost)):
         return state
     alive = hopeful(relaxation, cost)
     weight = curves.weight[alive]

@@ -46,9 +46,10 @@ class Knapsack:
     """Minimise the sum of scaled losses under a sum of bits, or the reverse.
 
     Attributes:
-        exact: instances with at most this many undominated options are solved to optimality;
-            larger ones end after the repair, typically within 0.01 % of the bound. Raise it to
-            trade time for the last fraction of a percent.
+        exact: instances with at most this many undominated options are solved to optimality.
+            Larger ones end after the repair if that comes within 0.1 % of the bound (mostly it
+            comes within 0.01 %), and else go to the integer program too. Raise it to trade time
+            for the last fraction of a percent.
         seconds: optional limit on the sum of `Option.seconds`. Such instances always go to the
             integer program, to optimality when small and to within 0.01 % when not.
 
@@ -66,7 +67,7 @@ class Knapsack:
             UserError: for bids that make no sense (see `Bid`).
         """
         forest = plant(bids)
-        return self._choose(forest, _whole(forest, bits), reverse=False) if bids else {}
+        return self._choose(forest, float(bits), reverse=False) if bids else {}
 
     def smallest(self, bids: Sequence[Bid], loss: float) -> dict[str, Option]:
         """Fewest bits with a total scaled loss of at most `loss`.
@@ -97,7 +98,7 @@ class Knapsack:
         forest = plant(bids)
         if not bids:
             return 0.0
-        relaxation = relax(undominated(forest), _whole(forest, bits))
+        relaxation = relax(undominated(forest), _whole(float(bits), _step(forest)))
         if relaxation is None:
             forest.refuse(bits)
         return max(relaxation.bound, 0.0)
@@ -107,17 +108,20 @@ class Knapsack:
         # Dominated in bits and loss is not dominated in seconds.
         curves = select(forest, np.arange(len(forest.bits))) if limited else undominated(forest)
         curves = exchanged(curves) if reverse else curves
-        relaxation = relax(curves, cap)
+        step = _step(forest)
+        limit = cap if reverse else _whole(cap, step)
+        relaxation = relax(curves, limit)
         if relaxation is None:
             _refuse(forest, curves, cap, reverse)
         if self.seconds is not None:
-            state = self._two_limits(forest, curves, relaxation.state, cap, self.seconds)
+            state = self._two_limits(forest, curves, relaxation.state, limit, self.seconds)
         else:
-            # Bits are whole numbers, so when they are the cost a gap below one is none.
-            state = repair(curves, relaxation, cap, close=0.999 if reverse else 0.0)
+            # Where bits are the cost, a gap of less than a step is none.
+            close = 0.999 * step if reverse else 0.0
+            state = repair(curves, relaxation, limit, close=close)
             cost = total(curves, state, curves.cost)
             if len(curves.cost) <= self.exact or cost > (1 + WIDE) * relaxation.bound:
-                state = improve(curves, relaxation, cap, state)
+                state = improve(curves, relaxation, limit, state, close=close)
         return forest.allocation(curves.index[state.pick[curves.tree.taken(state.split)]])
 
     def _two_limits(
@@ -139,9 +143,13 @@ class Knapsack:
         )
 
 
-def _whole(forest: Forest, bits: int) -> float:
-    """The part of a budget that can be spent: sizes often share a large common divisor."""
-    step = int(np.gcd.reduce(forest.bits)) or 1
+def _step(forest: Forest) -> int:
+    """The divisor that all sizes share, often a large one: a tighter bound for nothing."""
+    return int(np.gcd.reduce(forest.bits)) or 1
+
+
+def _whole(bits: float, step: int) -> float:
+    """The part of a budget that can be spent."""
     return float(int(bits) // step * step)
 
 
