@@ -25,7 +25,6 @@ from rankine.engine.stage import Stage, WorkSource, fit, put
 from rankine.method import Evidence, Refine
 from rankine.patch import Patch
 from rankine.statistics import Moment, MomentSum, OutputGradient, Walk
-from rankine.statistics.survey import rows
 from rankine.statistics.walk import listening
 from rankine.structures import Dense
 from rankine.training.refine import refine_block
@@ -109,14 +108,13 @@ class Stream:
         cross = {key: MomentSum() for key in reads}
         prefix = self.block.path + "." if self.block.path else ""
         for n, hidden in enumerate(self.walk.hidden):
-            mask = self.walk.masks[n]
             work = self.walk.module(self.block)
-            seen = _inputs(work, [k.removeprefix(prefix) for k in reads], mask, self, n, hidden)
+            seen = _inputs(work, [k.removeprefix(prefix) for k in reads], self, n, hidden)
             for key, x in zip(reads, seen, strict=True):
                 own[key].add(x)
             if anchored:
                 names = [k.removeprefix(prefix) for k in reads]
-                before = _inputs(self.dense, names, mask, self, n, self.dense_hidden[n])
+                before = _inputs(self.dense, names, self, n, self.dense_hidden[n])
                 for key, x, x_dense in zip(reads, seen, before, strict=True):
                     cross[key].add(x, x_dense)
         return (
@@ -137,14 +135,14 @@ class _SeenError(Exception):
 
 
 def _inputs(
-    module: nn.Module, names: Sequence[str], mask: Tensor, stream: Stream, n: int, hidden: Tensor
+    module: nn.Module, names: Sequence[str], stream: Stream, n: int, hidden: Tensor
 ) -> list[Tensor]:
     """(positions, i) inputs of the named submodules when `module` runs on batch n."""
     found: dict[str, Tensor] = {}
 
     def listen(name: str) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
-            found[name] = rows(args[0], mask)
+            found[name] = stream.walk.rows(n, args[0])
             if len(found) == len(names):
                 raise _SeenError
 

@@ -19,10 +19,13 @@ class InputMoment:
 class OutputGradient:
     """Need: E[g gᵀ] of the loss's gradient with respect to what a weight writes, per position.
 
-    g is the gradient of the sum of the example's loss terms, so ½ E[g gᵀ] is in units of one
-    term (nats per token for a language model). `middle`: share of each example's positions used,
-    around its centre; `clip`: each position's norm is brought into [1/clip, clip] × its example's
-    mean (KFAC-SVD 2026: this keeps outliers from collapsing the rank).
+    g is the gradient of the sum of the loss terms; the moment is the mean over positions, times
+    positions per term (about 1 for a language model, the length for a classifier). So half of it
+    is in units of one term: nats per token, or the mean loss of an example.
+
+    `middle`: share of each example's positions used, around its centre; `clip`: each position's
+    norm is brought into [1/clip, clip] × its example's mean (KFAC-SVD 2026: this keeps outliers
+    from collapsing the rank).
     """
 
     middle: float = 1.0
@@ -83,15 +86,17 @@ class MomentSum:
         return Moment(self.h_nn / self.count, self.sum_n / self.count, self.count)
 
 
-def clip_rows(g_btn: Tensor, clip: float | None) -> Tensor:
-    """Scale each position's gradient so that its norm lies in [1/clip, clip] × the example's
-    mean norm. A zero gradient stays zero."""
+def clip_rows(g_btn: Tensor, mask_bt: Tensor, clip: float | None) -> Tensor:
+    """Scale each position's gradient so that its norm lies in [1/clip, clip] × the mean norm of
+    its example's own positions. A zero gradient stays zero."""
     if clip is None:
         return g_btn
-    norm = torch.linalg.vector_norm(g_btn, dim=-1, keepdim=True)
-    mean = norm.mean(-2, keepdim=True)
-    wanted = torch.minimum(torch.maximum(norm, mean / clip), mean * clip)
-    return torch.where(norm > 0, g_btn * (wanted / norm.clamp_min(1e-38)), g_btn)
+    norm_bt = torch.linalg.vector_norm(g_btn, dim=-1)
+    total = norm_bt.where(mask_bt, 0.0).sum(-1, keepdim=True)
+    mean = total / mask_bt.sum(-1, keepdim=True).clamp_min(1)
+    wanted = torch.minimum(torch.maximum(norm_bt, mean / clip), mean * clip)
+    scale_bt = torch.where(norm_bt > 0, wanted / norm_bt.clamp_min(1e-38), 1.0)
+    return g_btn * scale_bt.unsqueeze(-1)
 
 
 def middle_positions(mask_bt: Tensor, share: float) -> Tensor:

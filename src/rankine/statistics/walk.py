@@ -6,7 +6,7 @@ tables) and the first boundary. Blocks then run alone, forwards or, with gradien
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,6 +33,12 @@ class Call:
         else:
             out = block(hidden, *self.args, **self.kwargs)
         return out[0] if isinstance(out, tuple) else out
+
+
+def without_cache(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """A block runs several times on the same batch: a cache would grow each time."""
+    unset = {"past_key_values": None, "past_key_value": None, "use_cache": False}
+    return {name: unset.get(name, value) for name, value in kwargs.items()}
 
 
 @contextmanager
@@ -80,22 +86,18 @@ class Walk:
             self.hidden.append(first)
         self.masks = [self._mask(batch, h) for batch, h in zip(self.batches, self.hidden)]
 
-    def _mask(self, batch: Any, hidden: Tensor) -> Tensor:
+    def _mask(self, batch: Any, hidden: Tensor) -> Tensor | None:
         mask = self.task.mask(batch)
-        if mask is not None:
-            return mask.to(hidden.device)
-        return torch.ones(hidden.shape[:-1], dtype=torch.bool, device=hidden.device)
+        return None if mask is None else mask.bool().to(hidden.device)
 
-    @property
-    def positions_per_term(self) -> float:
-        """Positions that feed one term of the loss: about 1 for language models, the sequence
-        length for a classifier. Gradient moments are scaled by it, so that half of them predicts
-        the change of the mean loss term."""
-        if self.whole:
-            return 1.0
-        positions = sum(int(mask.sum()) for mask in self.masks)
-        terms = sum(float(self.task.terms(batch).sum()) for batch in self.batches)
-        return positions / max(terms, 1.0)
+    def rows(self, index: int, x: Tensor) -> Tensor:
+        """(positions, n) rows of an activation of batch `index` that the task's mask lets through.
+        An activation without the mask's leading dimensions (a pooled vector, a bank of experts)
+        is taken whole."""
+        mask, flat = self.masks[index], x.reshape(-1, x.shape[-1])
+        if mask is None or flat.shape[0] != mask.numel():  # OPT flattens batch and time
+            return flat
+        return flat[mask.reshape(-1)]
 
     @property
     def whole(self) -> bool:
@@ -114,6 +116,7 @@ class Walk:
         first: list[Tensor] = []
 
         def bypass(*args: Any, **kwargs: Any) -> Tensor:
+            kwargs = without_cache(kwargs)
             if args:
                 call, hidden = Call(args[1:], kwargs), args[0]
             else:
@@ -160,8 +163,9 @@ class Walk:
             stack.enter_context(replaced_forward(self.module(last), lambda *a, **k: hidden))
             return self.task.run(self.model, self.batches[index])
 
-    def loss(self, index: int, outputs: Any) -> Tensor:
-        """Sum of the loss terms of one batch (examples × their terms)."""
+    def loss(self, index: int, outputs: Any) -> tuple[Tensor, float]:
+        """(sum of the loss terms of one batch, their number): examples × their terms."""
         batch = self.batches[index]
         loss = self.task.loss(outputs, batch)
-        return (loss * self.task.terms(batch).to(loss)).sum()
+        terms = self.task.terms(batch).to(loss).expand_as(loss)
+        return (loss * terms).sum(), float(terms.sum())

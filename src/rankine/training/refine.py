@@ -5,7 +5,6 @@ compressed stream's input (AA-SVD 2604.02119 §block refinement). Gradients neve
 from __future__ import annotations
 
 import copy
-import math
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from rankine.anatomy import Block
 from rankine.method import Refine
 from rankine.metric import Gram
 from rankine.statistics import Walk
+from rankine.training.loop import warmup_cosine
 
 
 def refine_block(
@@ -36,8 +36,7 @@ def refine_block(
     scale = _power(targets, walk, root_nn)
 
     def error(n: int) -> Tensor:
-        difference = walk.forward(block, n, walk.hidden[n]) - targets[n]
-        difference = difference[walk.masks[n]]
+        difference = walk.rows(n, walk.forward(block, n, walk.hidden[n]) - targets[n])
         weighted = difference if root_nn is None else difference @ root_nn.to(difference)
         return weighted.square().sum(-1).mean() / scale
 
@@ -53,7 +52,7 @@ def refine_block(
     )
     steps = settings.epochs * len(walk.hidden)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: _cosine(step, steps, settings)
+        optimizer, lambda step: warmup_cosine(step, steps, settings.warmup, settings.floor)
     )
     try:
         for _ in range(settings.epochs):
@@ -85,8 +84,8 @@ def refine_block(
 def _power(targets: list[Tensor], walk: Walk, root_nn: Tensor | None) -> float:
     """Mean squared (weighted) norm of the targets: makes the error relative."""
     total, count = 0.0, 0
-    for target, mask in zip(targets, walk.masks, strict=True):
-        rows = target[mask]
+    for n, target in enumerate(targets):
+        rows = walk.rows(n, target)
         weighted = rows if root_nn is None else rows @ root_nn.to(rows)
         total += float(weighted.double().square().sum())
         count += rows.shape[0]
@@ -95,11 +94,3 @@ def _power(targets: list[Tensor], walk: Walk, root_nn: Tensor | None) -> float:
 
 def _copies(parameters: dict[str, torch.nn.Parameter]) -> dict[str, Tensor]:
     return {name: copy.deepcopy(p.detach()) for name, p in parameters.items()}
-
-
-def _cosine(step: int, steps: int, settings: Refine) -> float:
-    warm = max(1, int(settings.warmup * steps))
-    if step < warm:
-        return (step + 1) / warm
-    done = (step - warm) / max(1, steps - warm)
-    return settings.floor + (1 - settings.floor) * 0.5 * (1 + math.cos(math.pi * done))
