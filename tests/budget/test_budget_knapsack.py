@@ -1,6 +1,7 @@
 """The knapsack against exhaustive search, against HiGHS, and as mathematics."""
 
 import importlib.util
+import statistics
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -74,7 +75,7 @@ def test_the_order_of_the_bids_does_not_change_the_loss(bids, random, share):
 
 
 @given(forests())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_more_bits_never_lose_more(bids):
     forest = plant(bids)
     budgets = np.linspace(forest.smallest_bits(), forest.dense_bits, 6).astype(int)
@@ -137,12 +138,11 @@ def test_224_targets_of_64_sizes_take_less_than_20_milliseconds(speed):
     budget = int(0.6 * sum(b.dense_bits for b in bids))
     times = []
     for _ in range(15):
-        begin = time.perf_counter()
+        begin = time.thread_time()
         Knapsack().allocate(bids, budget)
-        times.append(time.perf_counter() - begin)
-    # The fastest, as other jobs on the machine are not what is tested; the benchmark prints the
-    # median.
-    assert min(times) < 0.020
+        times.append(time.thread_time() - begin)
+    # Of this thread alone, as other jobs on the machine are not what is tested.
+    assert statistics.median(times) < 0.020
 
 
 def test_the_reverse_on_realistic_curves(speed):
