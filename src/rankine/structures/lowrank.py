@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rankine.budget import Option
@@ -200,8 +201,17 @@ class LowRankLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}"
 
 
+#: Below this width a concatenation and a gather cost more than the rank² products they save
+#: (`python -m benchmarks.speed.pivoted` measures it).
+UNFOLD_BELOW = 1024
+
+
 class PivotedLinear(nn.Module):
-    """y_p = down(x), y_rest = up(y_p), then the rows take their places."""
+    """y_p = down(x), y_rest = up(y_p), then the rows take their places.
+
+    That is the stored form. Narrow layers run faster as two plain factors, so for inference they
+    keep [I; up] with its rows in place, built at the first call and never saved.
+    """
 
     def __init__(self, structure: LowRank, i: int, o: int, bias: bool, dtype: torch.dtype):
         super().__init__()
@@ -213,24 +223,45 @@ class PivotedLinear(nn.Module):
         self.register_buffer("pivots", torch.empty(r, dtype=PIVOT_DTYPE, device="meta"))
         shape = torch.empty(o, dtype=dtype, device="meta") if bias else None
         self.bias = nn.Parameter(shape) if shape is not None else None
-        self._places: Tensor | None = None
+        self._unfolded: tuple[object, Tensor] | None = None
+        self._places: tuple[object, Tensor] | None = None
 
     def places(self) -> Tensor:
-        """(o,) where each output row comes from in [pivot rows, other rows]; computed once."""
+        """(o,) where each output row comes from in [pivot rows, other rows]; kept while the pivots
+        are unchanged."""
         pivots = self.pivots
         assert isinstance(pivots, Tensor)
-        if self._places is None or self._places.device != pivots.device:
-            # Counting instead of sorting: torch.export can trace it, no size depends on data.
-            rest = torch.ones(self.out_features, dtype=torch.long, device=pivots.device)
-            rest[pivots.long()] = 0
-            places = rest.cumsum(0) + len(pivots) - 1
-            places[pivots.long()] = torch.arange(len(pivots), device=pivots.device)
-            self._places = places
-        return self._places
+        if torch.compiler.is_compiling():
+            return self._find_places(pivots)
+        state = (pivots.data_ptr(), pivots._version, pivots.device)
+        if self._places is None or self._places[0] != state:
+            self._places = (state, self._find_places(pivots))
+        return self._places[1]
+
+    def _find_places(self, pivots: Tensor) -> Tensor:
+        # Counting instead of sorting: torch.export can trace it, no size depends on data.
+        rest = torch.ones(self.out_features, dtype=torch.long, device=pivots.device)
+        rest[pivots.long()] = 0
+        places = rest.cumsum(0) + len(pivots) - 1
+        places[pivots.long()] = torch.arange(len(pivots), device=pivots.device)
+        return places
+
+    def unfolded(self) -> Tensor:
+        """(o, r) second factor [I; up] with every row in its place, kept while `up` is unchanged."""
+        weight = self.up.weight
+        state = (weight.data_ptr(), weight._version, weight.dtype, weight.device)
+        if self._unfolded is None or self._unfolded[0] != state:
+            eye = torch.eye(self.structure.rank, dtype=weight.dtype, device=weight.device)
+            stacked = torch.cat([eye, weight.detach()])
+            self._unfolded = (state, stacked.index_select(0, self.places()))
+        return self._unfolded[1]
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., inputs) → (..., outputs)."""
         y_pivot = self.down(x)
+        narrow = max(self.in_features, self.out_features) < UNFOLD_BELOW
+        if narrow and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return F.linear(y_pivot, self.unfolded(), self.bias)
         y = torch.cat([y_pivot, self.up(y_pivot)], -1).index_select(-1, self.places())
         return y if self.bias is None else y + self.bias
 
