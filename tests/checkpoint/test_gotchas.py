@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 
 from rankine.checkpoint import hf, load, save
+from rankine.checkpoint.export import export_dense
 from rankine.errors import UserError
 from rankine.patch import Patch
 from rankine.structures import LowRank
@@ -19,10 +20,12 @@ WITHOUT_IMPORT = """
 import sys, torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
-directory, resaved = sys.argv[1:]
+directory, resaved, merged, merged_logits = sys.argv[1:]
 want = load_file(directory + ".logits.safetensors")["logits"]
 ids = torch.arange(24).reshape(2, 12) % 64
 with torch.no_grad():
+    ordinary = AutoModelForCausalLM.from_pretrained(merged)(ids).logits
+    assert torch.allclose(ordinary, load_file(merged_logits)["logits"], atol=1e-5)
     garbage = AutoModelForCausalLM.from_pretrained(directory)(ids).logits
 assert "rankine" not in sys.modules
 model = AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=True)
@@ -46,9 +49,11 @@ AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
 @pytest.mark.process
 @pytest.mark.slow
 def test_1_without_import_the_code_in_the_directory_loads_it(saved, fresh, tmp_path):
-    """And is what to recommend: transformers alone only warns, and fills in random numbers."""
-    directory = saved("llama").directory
-    assert "garbage without import: True" in fresh(WITHOUT_IMPORT, directory, tmp_path / "again")
+    """transformers alone only warns and fills in random numbers; a merged one needs nothing."""
+    directory, gpt2 = saved("llama").directory, saved("gpt2").directory
+    merged = export_dense(gpt2, tmp_path / "merged")
+    arguments = (directory, tmp_path / "again", merged, f"{gpt2}.logits.safetensors")
+    assert "garbage without import: True" in fresh(WITHOUT_IMPORT, *arguments)
     assert (tmp_path / "again" / "modeling_rankine.py").is_file()
     card = (directory / "README.md").read_text()
     assert "import rankine" in card

@@ -60,6 +60,23 @@ def written_beside(directory: Path, force: bool = False) -> Iterator[Path]:
         raise
 
 
+@contextmanager
+def new_file(path: Path, force: bool = False) -> Iterator[Path]:
+    """A file of the same name in a temporary directory beside; on success it (and whatever was
+    written next to it, first) moves to `path`. Raises UserError as `written_beside` does."""
+    if path.is_dir() or (path.exists() and not force):
+        raise UserError(
+            f"expected a new output file, found {path}: choose another one, or --force to replace "
+            "a file"
+        )
+    with _disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+            yield Path(folder) / path.name
+            for file in sorted(Path(folder).iterdir(), key=lambda f: f.name == path.name):
+                file.replace(path.parent / file.name)
+
+
 def final_name(beside: Path) -> str:
     """The name that a directory from `written_beside` will have."""
     return beside.name.removeprefix(".").rpartition(".")[0] or beside.name

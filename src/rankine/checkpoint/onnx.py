@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rankine.checkpoint.beside import new_file
 from rankine.checkpoint.load import load
 from rankine.errors import UserError
 
@@ -43,7 +43,7 @@ def export_onnx(
 
     transformers models take `input_ids` (batch, sequence; both dynamic) and return logits; any
     other module takes `example`, with its first dimension dynamic. Quantized codes are stored as
-    they are and decoded in the graph. Weights beyond 2 GB go to a file beside.
+    they are and decoded in the graph. Weights beyond 1 GiB go to a file beside.
 
     Raises UserError when the onnx extra is missing or the file exists (unless `force`).
     """
@@ -53,19 +53,12 @@ def export_onnx(
             f"expected the package {missing[0]} for an ONNX export, found none: "
             'pip install "rankine[onnx]"'
         )
-    path = Path(path)
-    if path.exists() and not force:
-        raise UserError(f"expected a new file, found {path}: choose another one, or --force")
-    module = load(model) if isinstance(model, str | Path) else model
-    program = _without_shifts(_program(module.eval(), example))
-    size = sum(t.numel() * t.element_size() for t in program.state_dict.values())
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as beside:
-        written = Path(beside) / path.name
-        torch.onnx.export(program, (), written, verbose=False, external_data=size > EXTERNAL)
-        # The weights first: the file that names them appears when they are there.
-        for file in sorted(Path(beside).iterdir(), key=lambda f: f.name == path.name):
-            file.replace(path.parent / file.name)
-    return path
+    with new_file(Path(path), force) as beside:
+        module = load(model) if isinstance(model, str | Path) else model
+        program = _without_shifts(_program(module.eval(), example))
+        size = sum(t.numel() * t.element_size() for t in program.state_dict.values())
+        torch.onnx.export(program, (), beside, verbose=False, external_data=size > EXTERNAL)
+    return Path(path)
 
 
 def _program(model: nn.Module, example: Tensor | None) -> torch.export.ExportedProgram:
@@ -77,7 +70,7 @@ def _program(model: nn.Module, example: Tensor | None) -> torch.export.ExportedP
     positions = getattr(model.config, "max_position_embeddings", None) or 1 << 20
     sequence = torch.export.Dim("sequence", min=2, max=positions)
     if example is None:
-        example = torch.arange(16).reshape(2, 8)
+        example = torch.zeros(2, 8, dtype=torch.long)
     shapes = {"input_ids": {0: batch, 1: sequence}}
     return _exported(_Logits(model), example, shapes)
 
