@@ -154,11 +154,16 @@ def classified(count: int = 6, length: int = 8, batch: int = 2) -> FunctionTask:
 
 
 def regression(
-    count: int = 64, batch: int = 16, inputs: int = 12, outputs: int = 5
+    count: int = 64, batch: int = 16, dtype: torch.dtype = torch.float32
 ) -> FunctionTask:
-    """Vectors with real targets."""
+    """Vectors of 12 with 5 real targets each."""
     g = seeded(5)
-    x, y = torch.randn(count, inputs, generator=g), torch.randn(count, outputs, generator=g)
+    x, y = torch.randn(count, 12, generator=g), torch.randn(count, 5, generator=g)
+    return vectors(x.to(dtype), y.to(dtype), batch)
+
+
+def vectors(x: Tensor, y: Tensor, batch: int) -> FunctionTask:
+    """Half the squared distance to y, summed over its entries: one term per example."""
     batches = list(zip(x.split(batch), y.split(batch), strict=True))
     return FunctionTask(
         batches,

@@ -84,7 +84,7 @@ def run_stage(run: Run, number: int) -> Stage:
     """One method of the chain: survey, allocate, solve."""
     asked = run.recipe.chain()[number]
     method = driven(asked.method, asked.set)
-    run.anatomy = describe(run.work)
+    run.anatomy = run.describe()
     targets = method.targets(run.anatomy, run.recipe.include, run.recipe.exclude)
     stage = Stage(run, method, number, targets)
     with timed(run, "survey"):

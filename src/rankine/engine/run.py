@@ -19,9 +19,10 @@ from torch import nn
 
 from rankine import anatomy
 from rankine.checkpoint import Journal, ModelInfo, open_model
-from rankine.errors import UserError
+from rankine.errors import BudgetError, UserError
 from rankine.patch import Patch
 from rankine.recipe import Recipe
+from rankine.statistics import as_walked
 from rankine.tasks import LanguageModelling, Task
 from rankine.tasks.language import context_length, parse_tokens
 
@@ -59,6 +60,10 @@ class Run:
     def forget(self) -> None:
         """Drop the journal once the output stands: a finished run has nothing to resume."""
         shutil.rmtree(self.journal.path, ignore_errors=True)
+
+    def describe(self) -> anatomy.Anatomy:
+        """The working copy as it stands, in blocks that a walk may trust."""
+        return as_walked(anatomy.describe(self.work), self.work, self.task, self.calibration[0])
 
     @property
     def store_dtype(self) -> torch.dtype:
@@ -98,7 +103,7 @@ def open_run(
     with tempfile.TemporaryDirectory(prefix="rankine-") as scratch:
         place = work_directory(recipe, output) or Path(scratch) / "work"
         with Journal.open(place, fingerprint(recipe, loaded, task), recipe.fresh) as journal:
-            yield Run(
+            run = Run(
                 recipe,
                 loaded,
                 computing_copy(loaded),
@@ -110,6 +115,15 @@ def open_run(
                 progress,
                 info.patch,
             )
+            try:
+                yield run
+            except BudgetError:  # with another budget it is another run: nothing to resume
+                run.forget()
+                raise
+            except UserError:
+                if not journal.has_entries():
+                    run.forget()
+                raise
 
 
 def language_task(recipe: Recipe, model: nn.Module, tokenizer: Any) -> LanguageModelling:

@@ -2,7 +2,7 @@
 
 from rankine.statistics.moments import InputMoment, Moment, MomentSum, Need, OutputGradient
 from rankine.statistics.survey import Statistics, survey
-from rankine.statistics.walk import Walk
+from rankine.statistics.walk import Walk, as_walked
 
 __all__ = [
     "InputMoment",
@@ -12,5 +12,6 @@ __all__ = [
     "OutputGradient",
     "Statistics",
     "Walk",
+    "as_walked",
     "survey",
 ]

@@ -123,7 +123,7 @@ def _units(walk: Walk, needs: Mapping[str, frozenset[Need]]) -> list[Unit]:
             "choose a method that needs no data"
         )
     if outside:
-        blocks.append((OUTSIDE, outside, walk.tail))
+        blocks.append((OUTSIDE, outside, blocks[0][2] if walk.whole else walk.tail))
     return [
         Unit(
             index,
@@ -197,7 +197,12 @@ def _reverse(
     report: Progress,
 ) -> None:
     """From the loss back to the first unit that is wanted, each one recomputed with gradients."""
-    loss_unit = units[-1] if walk.whole or units[-1].index == OUTSIDE else Unit(OUTSIDE, walk.tail)
+    if walk.whole:
+        for unit in wanted:
+            _from_loss(walk, unit, True, keep)
+        report(2 * len(units), 2 * len(units))
+        return
+    loss_unit = units[-1] if units[-1].index == OUTSIDE else Unit(OUTSIDE, walk.tail)
     grads, terms = _from_loss(walk, loss_unit, loss_unit in wanted, keep)
     first = min(units.index(u) for u in wanted)
     done = len(units)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rankine.anatomy import Anatomy, Block
+from rankine.anatomy import Anatomy, Block, Weight
 from rankine.tasks.task import Task
 
 
@@ -70,6 +71,51 @@ def listening(
     finally:
         for handle in handles:
             handle.remove()
+
+
+@torch.no_grad()
+def as_walked(anatomy: Anatomy, model: nn.Module, task: Task, batch: Any) -> Anatomy:
+    """The anatomy a walk may trust: as given where each block reads exactly what the one before it
+    wrote; else one block, the whole model (a forward pass with something between its blocks, or
+    with blocks side by side, cannot be walked one by one)."""
+    if len(anatomy.blocks) < 2 and all(b.path == "" for b in anatomy.blocks):
+        return anatomy
+    paths = [block.path for block in anatomy.blocks]
+    seen: list[tuple[str, Tensor, Tensor]] = []
+
+    def listen(path: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+            out = output[0] if isinstance(output, tuple) else output
+            seen.append((path, _hidden(args, kwargs), out))
+
+        return hook
+
+    with ExitStack() as stack:
+        for path in paths:
+            module = model.get_submodule(path)
+            handle = module.register_forward_hook(listen(path), with_kwargs=True)
+            stack.callback(handle.remove)
+        task.run(model, batch)
+    chained = [path for path, _, _ in seen] == paths and all(
+        before.shape == after.shape and torch.equal(before, after)
+        for (_, _, before), (_, after, _) in pairwise(seen)
+    )
+    return anatomy if chained else one_block(anatomy)
+
+
+def one_block(anatomy: Anatomy) -> Anatomy:
+    """The same weights, all inside one block that is the whole model."""
+
+    def moved(step: tuple[Weight, ...]) -> tuple[Weight, ...]:
+        return tuple(replace(weight, block=0) for weight in step)
+
+    steps = tuple(moved(step) for block in anatomy.blocks for step in block.steps)
+    return replace(anatomy, blocks=(Block("", 0, None, None, steps),))
+
+
+def _hidden(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """The hidden states of a block's call: its first argument, or its first tensor by name."""
+    return args[0] if args else next(v for v in kwargs.values() if isinstance(v, Tensor))
 
 
 class Walk:
@@ -155,7 +201,7 @@ class Walk:
         last = self.anatomy.blocks[-1]
 
         def through(*args: Any, **kwargs: Any) -> Tensor:
-            return args[0] if args else next(v for v in kwargs.values() if isinstance(v, Tensor))
+            return _hidden(args, kwargs)
 
         with ExitStack() as stack:
             for block in self.anatomy.blocks[:-1]:
