@@ -16,7 +16,7 @@ from rankine.errors import UserError
 from rankine.tasks import windows as W
 from rankine.tasks.score import logits_of, run_model, score_windows, token_nats
 from rankine.tasks.task import check_split
-from rankine.tasks.text import Source, passages
+from rankine.tasks.text import Source, is_file, passages
 from rankine.tasks.windows import Windows
 
 #: The calibration sample is drawn among this many times as many windows from the source's start.
@@ -63,10 +63,12 @@ class LanguageModelling:
         self.window, self.max_tokens = min(window, limit), max_tokens
         self.tokens_at_once, self.column = tokens_at_once, column
         self.batch_size = batch_size or max(1, tokens_at_once // self.length)
+        # Splits of one text are cut from it, so that they stay apart.
+        shared = _same(calibration, evaluation) and not _has_splits(calibration)
         self._sources = {
             "calibration": calibration,
-            "evaluation": None if _one_text(calibration, evaluation) else evaluation,
-            "train": train,
+            "evaluation": None if shared else evaluation,
+            "train": None if _same(calibration, train) else train,
         }
         if sequences < 1 or self.length < 2:
             raise UserError(
@@ -201,15 +203,17 @@ class LanguageModelling:
         return score_windows(model, self.windows("evaluation"), self.tokens_at_once).summary()
 
 
-def _one_text(a: Source, b: Source | None) -> bool:
-    """Would both splits read the same text? "embedded" and hub data sets have splits of their own,
-    a file or a list has not."""
-    if a == "embedded" or b == "embedded":
-        return False
-    if isinstance(a, (str, Path)) and isinstance(b, (str, Path)):
-        a, b = Path(a).expanduser(), Path(b).expanduser()
-        return a.exists() and b.exists() and a.samefile(b)
-    return a is b
+def _same(a: Source, b: Source | None) -> bool:
+    if not isinstance(a, (str, Path)) or not isinstance(b, (str, Path)):
+        return a is b
+    if is_file(a) and is_file(b):
+        return Path(a).expanduser().resolve() == Path(b).expanduser().resolve()
+    return str(a) == str(b)
+
+
+def _has_splits(source: Source) -> bool:
+    """ "embedded" and hub data sets have an evaluation split of their own; files and lists not."""
+    return isinstance(source, str) and not is_file(source)
 
 
 def parse_tokens(text: str) -> tuple[int, int]:

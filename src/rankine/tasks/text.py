@@ -45,8 +45,8 @@ def passages(
         return _nonempty((Passage(text) for text in source if text), "the list of texts")
     if source == "embedded":
         return _embedded(split)
-    path = Path(source).expanduser()
-    if path.exists() or _looks_like_a_file(str(source)):
+    if is_file(source):
+        path = Path(source).expanduser()
         return _nonempty(_file(path, column), str(path))
     return _nonempty(_hub(str(source), split, column), str(source))
 
@@ -54,7 +54,8 @@ def passages(
 def _embedded(split: str) -> Iterator[Passage]:
     from rankine.tasks.embedded import embedded_text
 
-    return (Passage(source) for _, source in embedded_text(split) if source)
+    own = "evaluation" if split == "evaluation" else "calibration"
+    return (Passage(source) for _, source in embedded_text(own) if source)
 
 
 def _nonempty(found: Iterator[Passage], name: str) -> Iterator[Passage]:
@@ -66,7 +67,15 @@ def _nonempty(found: Iterator[Passage], name: str) -> Iterator[Passage]:
 
 
 # -- files -----------------------------------------------------------------------------------------
-def _looks_like_a_file(name: str) -> bool:
+def is_file(source: str | Path) -> bool:
+    """Is this a path (there or not), and not "embedded" or the name of a hub data set?"""
+    name = str(source)
+    if name == "embedded":
+        return False
+    return isinstance(source, Path) or Path(name).expanduser().exists() or _reads_like_a_path(name)
+
+
+def _reads_like_a_path(name: str) -> bool:
     return (
         name.startswith(("/", ".", "~"))
         or name.removesuffix(".gz").endswith(KNOWN)
