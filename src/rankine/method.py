@@ -15,16 +15,17 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rankine.anatomy import Anatomy, Target, Weight, weight_targets
-from rankine.budget import Allocator, Bid, Option, Uniform
+from rankine.budget import Allocator, Bid, Budget, Option, Uniform
 from rankine.errors import UserError, suggest
 from rankine.linalg.anchor import anchored_goal
 from rankine.metric import Gram, Metric
 from rankine.patch import Patch
 from rankine.statistics import Moment, Need, OutputGradient
 from rankine.structures import Dense, LowRank, Structure
+from rankine.tasks import Task
 
 ENTRY_POINTS = "rankine.methods"
 
@@ -93,6 +94,62 @@ class Refine:
     warmup: float = 0.1
     floor: float = 0.1
     clip: float = 1.0
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How a whole model is trained: AdamW, `steps` of them, `warmup` share of the steps up to `lr`,
+    a cosine down to `floor` × `lr`; vectors do not decay; gradients are clipped at `clip`."""
+
+    steps: int
+    lr: float
+    weight_decay: float = 0.0
+    warmup: float = 0.1
+    floor: float = 0.1
+    clip: float = 1.0
+
+
+class Learner(Protocol):
+    """Training that ends in a patch. One object serves one run and holds what changes in it; its
+    driver (training.loop, or a Trainer callback) makes the optimizer and calls, in this order:
+    `prepare`; in each step `step_begin`, the forward and backward passes of the task's loss and of
+    `penalty`, `gradients_ready`, the clipping and the optimizer, `step_end`; at last `finish`.
+
+    Subclass it: every verb but `prepare` and `finish` does nothing by default.
+    """
+
+    def prepare(self, model: nn.Module, task: Task) -> None:
+        """Swap modules, leave `requires_grad` on what is trained, set training or evaluation mode.
+        Must draw from torch's global generator only: a resumed run calls it again."""
+        ...
+
+    def step_begin(self, model: nn.Module, step: int) -> None:
+        """Before the forward pass: sampled ranks, gates."""
+        return None
+
+    def penalty(self, model: nn.Module) -> Tensor | None:
+        """A scalar to add to the task's mean loss, differentiable; None: nothing to add."""
+        return None
+
+    def gradients_ready(self, model: nn.Module, step: int) -> None:
+        """The gradients stand, unclipped: add sub-gradients, mask them."""
+        return None
+
+    def step_end(self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """The weights moved: project or shrink them (and their optimizer state)."""
+        return None
+
+    def finish(self, model: nn.Module, budget: Budget | None) -> Patch:
+        """What the model became, cut to a budget where the method can; tensors in float32."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a resumed run needs beside parameters and optimizer (ranks, gates, a generator)."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Undo `state_dict`; called after `prepare`, before the parameters are put back."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -185,6 +242,32 @@ class Compressor(Method):
     def allocate(self, bids: Sequence[Bid], bits: int, bench: Bench) -> dict[str, Option]:
         """One option per target within `bits`; rules that probe use `bench`."""
         return self.allocator.allocate(bids, bits)
+
+
+@dataclass(frozen=True)
+class Learning(Method):
+    """Methods that train the whole model; driven by `training.loop` (engine/learn.py)."""
+
+    #: Training keeps sizes as they are unless the method says otherwise.
+    sized: ClassVar[bool] = False
+
+    @property
+    def schedule(self) -> Schedule:
+        """Steps, learning rate and the rest."""
+        raise NotImplementedError
+
+    @property
+    def sequences(self) -> int | None:
+        """Sequences per step of a language task; None: the task's own batches."""
+        return None
+
+    def learner(self, patch: Patch) -> Learner:
+        """A new learner for a model of which `patch` says what stands where."""
+        raise NotImplementedError
+
+    def objective(self, task: Task, teacher: nn.Module | None) -> Task:
+        """The loss that is trained on; default: the task's."""
+        return task
 
 
 def stored_parts(
@@ -339,8 +422,11 @@ __all__ = [
     "Card",
     "Compressor",
     "Evidence",
+    "Learner",
+    "Learning",
     "Method",
     "Refine",
+    "Schedule",
     "Source",
     "Stream",
     "anchored",

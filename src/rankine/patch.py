@@ -279,13 +279,23 @@ def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
 
 
 def assign(model: nn.Module, name: str, value: Tensor) -> None:
-    """Put a tensor into the slot of that name, meta or not; floating parameters are trainable."""
+    """Put a tensor into the slot of that name, meta or not; floating parameters are trainable. A
+    slot of its kind takes the values instead, so that what shares it goes on sharing it."""
     owner, leaf = _owner(model, name)
+    slot = owner._parameters.get(leaf)
+    if slot is not None and not slot.is_meta and _alike(slot, value):
+        with torch.no_grad():
+            slot.copy_(value)
+        return
     if leaf in owner._buffers:
         owner._buffers[leaf] = value
         return
     trainable = value.is_floating_point()
     owner._parameters[leaf] = nn.Parameter(value.detach(), requires_grad=trainable)
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype
 
 
 def _device(model: nn.Module, path: str) -> torch.device:
