@@ -7,29 +7,31 @@ import datetime
 import itertools
 import platform
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from rankine import report
 from rankine.budget import Option
 from rankine.checkpoint import directory_bytes
 from rankine.engine.check import measured_size
 from rankine.engine.plan import Plan, tensor_bytes
-from rankine.engine.run import Run, threads_available
+from rankine.engine.run import Run, cast, threads_available
 from rankine.engine.stage import Stage
-from rankine.evaluation.generation import sample
-from rankine.evaluation.latency import decode_speed
+from rankine.evaluation.generation import degenerate, sample
+from rankine.evaluation.latency import decode_speed, measure_latency
 from rankine.metric import Metric
+from rankine.patch import Patch
 from rankine.structures import Quantized, matrix
 from rankine.structures.base import Structure
 
 SCHEMA = "1.0"
 #: Points of a spectrum that the report keeps.
 POINTS = 64
-PROMPT = "def read_lines(path):\n    "
+PROMPTS = ("def read_lines(path):\n    ", "class Stack:\n    def __init__(self", "import os\n")
 
 
 def measure_before(run: Run) -> dict[str, Any]:
@@ -65,39 +67,40 @@ def _dense_keep(run: Run) -> float:
 def _plain_quantized(run: Run, paths: list[str], bits: int) -> dict[str, Any]:
     """Round-to-nearest codes of every block weight: the baseline at its own bytes."""
     structure = Quantized(bits, group=64)
-    copied = copy.deepcopy(run.work)
-    stored, weights = 0, 0
+    copied, patch = copy.deepcopy(run.work), Patch()
+    weights = 0
     for path in paths:
         module = copied.get_submodule(path)
-        if not isinstance(getattr(module, "weight", None), Tensor) or not hasattr(module, "bias"):
-            continue
         w_oi = matrix(module).to(run.store_dtype)
-        if w_oi.shape[-1] * bits % 8:
+        if isinstance(getattr(module, "structure", None), Structure) or w_oi.shape[1] * bits % 8:
             continue
-        back = structure.decode(structure.encode(w_oi, Metric()))
-        with torch.no_grad():
-            matrix(module).copy_(back)
-        stored += structure.bits(w_oi.shape, run.store_dtype)
+        patch |= Patch.of(path, structure, structure.encode(w_oi, Metric()))
         weights += w_oi.numel()
+    upcast = {n: t.float() if t.is_floating_point() else t for n, t in patch.tensors.items()}
+    replace(patch, tensors=upcast).apply(copied)
     other = tensor_bytes(run.model) - weights * run.store_dtype.itemsize
-    found = score(run, copied, speed=False)
     return row(
         f"int{bits} (plain)",
         "baseline",
-        found,
-        bytes_=other + stored // 8,
-        keep=stored / (16 * max(weights, 1)),
+        score(run, copied),
+        bytes_=other + patch.bits() // 8,
+        keep=patch.bits() / (16 * max(weights, 1)),
         method="rtn",
         note="round to nearest, groups of 64; decoded at each call here, so no faster",
     )
 
 
-def score(run: Run, model: nn.Module, speed: bool = True) -> dict[str, Any]:
+def score(run: Run, model: nn.Module) -> dict[str, Any]:
     """The task's figures and the decoding speed."""
     found: dict[str, Any] = dict(run.task.score(model))
-    if speed and run.tokenizer is not None and hasattr(model, "generate"):
+    if generates(run, model):
         found["tokens_per_second"] = decode_speed(model)
     return found
+
+
+def generates(run: Run, model: nn.Module) -> bool:
+    """Is this a language model with its tokenizer?"""
+    return run.tokenizer is not None and hasattr(model, "generate")
 
 
 def row(
@@ -169,30 +172,48 @@ def measure_after(
     run: Run, saved: nn.Module, data: dict[str, Any], directory: Path | None = None
 ) -> None:
     """Add the result's row and sample, measured on what was written."""
-    number = data["budget"]["keep"]
-    computing = saved.to(torch.float32) if next(saved.parameters()).device.type == "cpu" else saved
-    found = score(run, computing)
+    kept, method = data["budget"]["keep"], data["result"]["method"]
     weights = directory_bytes(directory)[0] if directory is not None else tensor_bytes(run.model)
     data["budget"]["size"] = weights
-    method = data["result"]["method"]
-    rows = data["rows"]
-    result = row(
-        f"{method} {number:.2f}", "result", found, bytes_=weights, keep=number, method=method
+    on_cpu = next(saved.parameters()).device.type == "cpu"
+    computing = cast(saved, torch.float32) if on_cpu else saved
+    found: dict[str, Any] = dict(run.task.score(computing))
+    if generates(run, computing):
+        dense = run.reopen_dense()
+        found.update(speed_beside(dense, computing))
+        _judge_output(run, computing, dense, data)
+    data["rows"].append(
+        row(f"{method} {kept:.2f}", "result", found, bytes_=weights, keep=kept, method=method)
     )
-    for dense in (r for r in rows if r["kind"] == "dense"):
-        if dense.get("tokens_per_second") and result.get("tokens_per_second"):
-            result["ratio_to_dense"] = result["tokens_per_second"] / dense["tokens_per_second"]
-    rows.append(result)
-    after = _sample(run, computing)
-    if data["samples"] and after is not None:
-        data["samples"][0]["after"] = after["before"]
     data["times"] = {k: round(v, 2) for k, v in run.times.items()}
 
 
+def speed_beside(dense: nn.Module | None, model: nn.Module) -> dict[str, float]:
+    """Decoding speed, interleaved with the dense model's where that can be opened again."""
+    if dense is None:
+        return {"tokens_per_second": decode_speed(model)}
+    both = measure_latency({"dense": dense, "result": model})
+    return {
+        "tokens_per_second": both["result"].tokens_per_second,
+        "ratio_to_dense": both["result"].speedup,
+    }
+
+
+def _judge_output(
+    run: Run, model: nn.Module, dense: nn.Module | None, data: dict[str, Any]
+) -> None:
+    """A sample after, and a warning when the output has become degenerate."""
+    if data["samples"]:
+        data["samples"][0]["after"] = sample(model, run.tokenizer, PROMPTS[0])
+    problem = degenerate(model, run.tokenizer, PROMPTS, dense=dense)
+    if problem is not None:
+        data["warnings"].append(problem)
+
+
 def _sample(run: Run, model: nn.Module) -> dict[str, str] | None:
-    if run.tokenizer is None or not hasattr(model, "generate"):
+    if not generates(run, model):
         return None
-    return {"prompt": PROMPT, "before": sample(model, run.tokenizer, PROMPT)}
+    return {"prompt": PROMPTS[0], "before": sample(model, run.tokenizer, PROMPTS[0])}
 
 
 def target_entries(stage: Stage) -> list[dict[str, Any]]:

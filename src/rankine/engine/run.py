@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from rankine import anatomy
+from rankine.anatomy import Anatomy, describe
 from rankine.checkpoint import Journal, ModelInfo, open_model
 from rankine.errors import BudgetError, UserError
 from rankine.patch import Patch
@@ -47,7 +47,7 @@ class Run:
     recipe: Recipe
     model: nn.Module
     work: nn.Module
-    anatomy: anatomy.Anatomy
+    anatomy: Anatomy
     task: Task
     tokenizer: Any
     info: ModelInfo
@@ -56,14 +56,25 @@ class Run:
     patch: Patch = field(default_factory=Patch)
     times: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    #: Was the model given by name? Then it can be opened again.
+    named: bool = True
 
     def forget(self) -> None:
         """Drop the journal once the output stands: a finished run has nothing to resume."""
         shutil.rmtree(self.journal.path, ignore_errors=True)
 
-    def describe(self) -> anatomy.Anatomy:
+    def describe(self) -> Anatomy:
         """The working copy as it stands, in blocks that a walk may trust."""
-        return as_walked(anatomy.describe(self.work), self.work, self.task, self.calibration[0])
+        return as_walked(describe(self.work), self.work, self.task, self.calibration[0])
+
+    def reopen_dense(self) -> nn.Module | None:
+        """The input again, in float32 on the CPU, to be timed beside the result; None for a
+        module that was handed over (it is compressed in place)."""
+        if not self.named:
+            return None
+        device = next(self.model.parameters()).device
+        dense, _, _ = open_model(self.info.spec, device, "auto")
+        return cast(dense, torch.float32) if device.type == "cpu" else dense
 
     @property
     def store_dtype(self) -> torch.dtype:
@@ -97,7 +108,7 @@ def open_run(
         loaded, found, info = open_model(model or recipe.model, device, recipe.dtype)
         tokenizer = tokenizer if tokenizer is not None else found
     if recipe.dtype != "auto":
-        loaded = loaded.to(DTYPES[recipe.dtype])
+        cast(loaded, DTYPES[recipe.dtype])
     task = task or language_task(recipe, loaded, tokenizer)
     seed_everything(recipe.seed)
     with tempfile.TemporaryDirectory(prefix="rankine-") as scratch:
@@ -107,13 +118,14 @@ def open_run(
                 recipe,
                 loaded,
                 computing_copy(loaded),
-                anatomy.describe(loaded),
+                describe(loaded),
                 task,
                 tokenizer,
                 info,
                 journal,
                 progress,
                 info.patch,
+                named=not isinstance(model, nn.Module),
             )
             try:
                 yield run
@@ -152,7 +164,16 @@ def computing_copy(model: nn.Module) -> nn.Module:
     16-bit matrix products are slow on many CPUs); in the stored dtype elsewhere."""
     work = copy.deepcopy(model).eval().requires_grad_(False)
     device = next(work.parameters()).device
-    return work.to(torch.float32) if device.type == "cpu" else work
+    return cast(work, torch.float32) if device.type == "cpu" else work
+
+
+def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Everything that is saved in `dtype`, in place. Derived buffers (rotary tables) stay as they
+    are: a loaded model computes them in float32, and `Module.to` would round them."""
+    for tensor in model.state_dict(keep_vars=True).values():
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(dtype)
+    return model
 
 
 def choose_device(name: str) -> torch.device:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from rankine.errors import BudgetError, UserError
+from rankine.errors import AcceptanceError, UserError
 from rankine.recipe import Recipe
 
 #: Real compressions at most; each is evaluated on the held-out text.
@@ -65,7 +65,7 @@ def smallest_that_holds(
     holding = [k for k, gap in tried.items() if gap <= allowed]
     if not holding:
         closest = min(tried.items(), key=lambda item: item[1])
-        raise BudgetError(
+        raise AcceptanceError(
             f"expected a size whose loss stays within {allowed:.4f} nats, found {closest[1]:.4f} "
             f"at keep {closest[0]:.3f}: allow more, choose another method, or quantize instead"
         )
