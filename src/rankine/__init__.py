@@ -21,20 +21,28 @@ _PUBLIC = {
     "plan": "rankine.pipeline",
     "compare": "rankine.pipeline",
     "inspect": "rankine.checkpoint.contents",
+    "evaluate": "rankine.evaluation.evaluate",
+    "heal": "rankine.engine.heal",
+    "export": "rankine.checkpoint.formats",
     "load": "rankine.checkpoint",
     "save": "rankine.checkpoint",
     "catalogue": "rankine.method",
     "Recipe": "rankine.recipe",
     "UserError": "rankine.errors",
     "BudgetError": "rankine.errors",
+    "AcceptanceError": "rankine.errors",
 }
 
 if TYPE_CHECKING:
     from rankine.checkpoint.contents import inspect as inspect
+    from rankine.checkpoint.formats import export as export
     from rankine.checkpoint.load import load as load
     from rankine.checkpoint.save import save as save
+    from rankine.engine.heal import heal as heal
+    from rankine.errors import AcceptanceError as AcceptanceError
     from rankine.errors import BudgetError as BudgetError
     from rankine.errors import UserError as UserError
+    from rankine.evaluation.evaluate import evaluate as evaluate
     from rankine.method import catalogue as catalogue
     from rankine.pipeline import compare as compare
     from rankine.pipeline import compress as compress

@@ -8,7 +8,11 @@ class UserError(Exception):
 
 
 class BudgetError(UserError):
-    """A budget or an acceptance rule that cannot be met. Exit code 3."""
+    """A budget that no choice of sizes can meet."""
+
+
+class AcceptanceError(UserError):
+    """A request understood and tried, whose result does not hold what was asked. Exit code 3."""
 
     exit_code = 3
 

@@ -1,9 +1,9 @@
-"""A user's mistakes: one sentence, exit code 2 (3 for budgets), nothing written."""
+"""A user's mistakes: one sentence, exit code 2, nothing written; 3 where nothing holds."""
 
 import pytest
 
 from rankine import cli
-from rankine.errors import BudgetError
+from rankine.errors import AcceptanceError, BudgetError
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,8 @@ def test_unknown_verb_suggests(rankine):
 
 
 @pytest.mark.parametrize(
-    ("error", "code"), [(BudgetError("no room"), 3), (KeyboardInterrupt(), 130)]
+    ("error", "code"),
+    [(BudgetError("no room"), 2), (AcceptanceError("too much"), 3), (KeyboardInterrupt(), 130)],
 )
 def test_exit_codes(rankine, monkeypatch, error, code):
     def fails(*_args, **_kwargs):

@@ -92,8 +92,7 @@ def test_option_keyword_and_field_give_the_same_recipe(name):
 
 def test_keywords_of_compress_are_the_fields():
     kinds = inspect.signature(rankine.compress).parameters
-    own = {"model", "output", "recipe", "progress", "task", "tokenizer", "measure", "fields"}
-    assert set(kinds) == own
+    assert set(kinds) & set(Recipe.model_fields) == {"model"}, "a second place for a field"
     assert kinds["fields"].kind is inspect.Parameter.VAR_KEYWORD
     with pytest.raises(UserError, match='unknown option "kep"; did you mean "keep"'):
         rankine.compress("embedded", kep=0.5)

@@ -69,6 +69,10 @@ class Journal:
             raise
         return cls(path, fingerprint, lock)
 
+    def has_entries(self) -> bool:
+        """Is there any work to resume?"""
+        return (self.path / ENTRIES).exists()
+
     def get(self, stage: str, unit: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """(tensors, meta) of an entry; None where there is none or it is damaged: do it again."""
         tensors_file, meta_file = self._files(stage, unit)

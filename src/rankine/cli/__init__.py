@@ -11,8 +11,8 @@ INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command and exit: 0 done, 2 a user's mistake, 3 a budget that cannot be met, 130
-    interrupted."""
+    """Run one command and exit: 0 done, 2 a user's mistake, 3 no result that holds what was
+    asked, 130 interrupted."""
     be_passive()
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 

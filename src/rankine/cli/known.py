@@ -37,7 +37,7 @@ def check(recipe: Recipe) -> None:
     for stage in recipe.chain():
         ours = stage.method in catalogue()
         if ours or not foreign:
-            _check_knobs(stage.method, stage.set)
+            check_knobs(stage.method, stage.set)
         asked = recipe.budget(stage) is not None or recipe.max_loss is not None
         if ours and entry(stage.method)["sized"] and not asked:
             raise UserError(
@@ -46,7 +46,8 @@ def check(recipe: Recipe) -> None:
             )
 
 
-def _check_knobs(method: str, knobs: dict[str, Any]) -> None:
+def check_knobs(method: str, knobs: dict[str, Any]) -> None:
+    """Raises UserError for a knob that the method does not have."""
     names = [knob["name"] for knob in entry(method)["knobs"]]
     for name in knobs:
         if name not in names:

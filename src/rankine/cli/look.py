@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from rankine.cli import known, show
+from rankine.cli.heavy import prepare
 from rankine.cli.options import Json, Output, takes_recipe
 from rankine.errors import UserError
 from rankine.recipe import Recipe
@@ -16,9 +17,8 @@ Directory = Annotated[Path, typer.Argument(metavar="DIR", help="a checkpoint dir
 
 
 @takes_recipe(
-    "model", "evaluation", "eval_tokens", "text_column", "device", "dtype", "threads", "seed",
-    file=False,
-)  # fmt: skip
+    "model", "evaluation", "eval_tokens", "text_column", "device", "dtype", "threads", file=False
+)
 def evaluate(
     recipe: Recipe,
     against: Annotated[
@@ -26,8 +26,27 @@ def evaluate(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Measure perplexity, accuracy, speed and memory, alone or against another model."""
-    raise UserError("eval is not wired yet")
+    """Measure perplexity, accuracy, size and speed, alone or against another model."""
+    prepare(recipe.threads)
+    from rankine.engine.run import choose_device
+    from rankine.evaluation.evaluate import evaluate
+
+    found = evaluate(
+        recipe.model,
+        against=against,
+        evaluation=recipe.evaluation,
+        eval_tokens=recipe.eval_tokens,
+        text_column=recipe.text_column,
+        device=choose_device(recipe.device),
+        dtype=recipe.dtype,
+    )
+    if json:
+        show.as_json("eval", found)
+        return
+    show.rows("eval", found["rows"], json)
+    if found["difference"] is not None:
+        estimate, low, high = found["difference"]
+        print(f"\nlog-perplexity {estimate:+.4f} (95 % {low:+.4f} to {high:+.4f}) nats per token")
 
 
 def inspect(directory: Directory, json: Json = False) -> None:
@@ -38,9 +57,35 @@ def inspect(directory: Directory, json: Json = False) -> None:
     show.lines("inspect", lines(found), found, json)
 
 
-def generate() -> None:
+@takes_recipe("model", "device", "dtype", "threads", "seed", file=False)
+def generate(
+    recipe: Recipe,
+    prompt: Annotated[str, typer.Option("--prompt", "-p", metavar="TEXT", help="what to continue")],
+    max_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="new tokens at most")] = 64,
+    temperature: Annotated[
+        float, typer.Option(metavar="NUMBER", min=0, help="0 takes the likeliest token")
+    ] = 0.0,
+    json: Json = False,
+) -> None:
     """Continue a prompt."""
-    raise UserError("generate is not wired yet")
+    prepare(recipe.threads)
+    from rankine.checkpoint import open_model
+    from rankine.engine.run import choose_device
+    from rankine.evaluation.generation import draw
+
+    model, tokenizer, _ = open_model(recipe.model, choose_device(recipe.device), recipe.dtype)
+    if tokenizer is None:
+        raise UserError(f"expected a tokenizer beside the model {recipe.model}, found none")
+    drawn = draw(
+        model,
+        tokenizer,
+        prompt,
+        new_tokens=max_tokens,
+        temperature=temperature,
+        seed=recipe.seed,
+    )
+    found = {"prompt": prompt, "text": drawn.text, "tokens": len(drawn.tokens)}
+    show.lines("generate", [prompt + drawn.text], {**found, "problem": drawn.problem()}, json)
 
 
 def report(

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from rankine.cli import show
+from rankine.cli import known, show
+from rankine.cli.heavy import prepare
 from rankine.cli.options import Json, Output, takes_recipe
 from rankine.cli.progress import bars
 from rankine.errors import UserError
 from rankine.recipe import Recipe
-from rankine.threads import settle
 
 
 @takes_recipe()
 def plan(recipe: Recipe, json: Json = False) -> None:
     """Say what compress would do: size, memory, time, where the result runs. No work is done."""
-    settle(recipe.threads)
+    prepare(recipe.threads)
     from rankine.pipeline import plan
 
     made = plan(recipe=recipe)
@@ -29,7 +29,7 @@ def compress(recipe: Recipe, output: Output = None, json: Json = False) -> None:
     """Make a model smaller and write a directory that transformers loads, with a report."""
     if output is None:
         raise UserError("expected an output directory, found none: add -o DIR")
-    settle(recipe.threads)
+    prepare(recipe.threads)
     from rankine.pipeline import compress
 
     with bars() as progress:
@@ -49,13 +49,11 @@ def compare(
     json: Json = False,
 ) -> None:
     """Print the equal-budget table of several methods, with dense and int8/int4 beside them."""
-    from rankine.cli import known
-
     names, shares = _names(methods), _numbers(keep)
     for name in names:
         for share in shares:
             known.check(recipe.model_copy(update={"method": name, "keep": share}))
-    settle(recipe.threads)
+    prepare(recipe.threads)
     from rankine.pipeline import compare
 
     fields = recipe.model_dump(exclude_unset=True, exclude={"model"})
@@ -67,8 +65,8 @@ def compare(
 
 
 @takes_recipe(
-    "model", "calibration", "tokens", "text_column", "device", "dtype", "threads", "seed", "force",
-    file=False,
+    "model", "tokens", "evaluation", "eval_tokens", "text_column", "device", "dtype", "threads",
+    "seed", "work", "fresh", "force", "set", file=False,
 )  # fmt: skip
 def heal(
     recipe: Recipe,
@@ -76,13 +74,38 @@ def heal(
         str | None, typer.Option(metavar="DENSE", help="the model before compression")
     ] = None,
     data: Annotated[
-        str | None, typer.Option(metavar="FILE", help="training text (default: --calibration)")
+        str | None, typer.Option(metavar="FILE", help="training text  [default: embedded]")
     ] = None,
+    mode: Annotated[
+        Literal["factors", "lora", "all"],
+        typer.Option(help="train the factors, LoRA merged into them, or every weight"),
+    ] = "factors",
+    adapter: Annotated[
+        bool, typer.Option("--adapter", help="with --mode lora: write a PEFT folder")
+    ] = False,
     output: Output = None,
     json: Json = False,
 ) -> None:
-    """Train a compressed model's factors, or LoRA beside them, to follow its teacher."""
-    raise UserError("heal is not wired yet")
+    """Train a compressed model to win back what it lost; knobs (--set): `rankine methods heal`."""
+    known.check_knobs("heal", recipe.set)
+    if output is None:
+        raise UserError("expected an output directory, found none: add -o DIR")
+    prepare(recipe.threads)
+    from rankine.engine.heal import heal
+
+    fields = {**recipe.model_dump(exclude_unset=True, exclude={"model", "set"}), **recipe.set}
+    with bars() as progress:
+        healed = heal(
+            recipe.model,
+            teacher=teacher,
+            data=data,
+            output=output,
+            adapter=adapter,
+            progress=progress,
+            **{"mode": mode, **fields},
+        )
+    text = [healed.table(), f"wrote {output}"]
+    show.lines("heal", text, {"output": str(output), "report": healed.report}, json)
 
 
 def _names(text: str) -> list[str]:

@@ -39,7 +39,7 @@ def takes_recipe(
     """Decorator: the command's first parameter, `recipe`, is built from options.
 
     The options are the fields in `names` (default: all) except `without`; `model` is an argument;
-    with `file` a YAML recipe may underlie them.
+    with `file` a YAML recipe may underlie them. A recipe with a budget is checked at once.
     """
     fields = [n for n in names or Recipe.model_fields if n not in {*without, *FILE_ONLY}]
 
@@ -48,13 +48,16 @@ def takes_recipe(
         made = [_parameter(name) for name in fields]
         if file:
             made.append(_keyword("recipe", RecipeFile))
-        parameters = sorted([*made, *own], key=lambda p: p.kind)
+        parameters = [*made, *(p.replace(kind=p.KEYWORD_ONLY) for p in own)]
 
         @functools.wraps(command)
         def called(**given: Any) -> None:
             path = given.pop("recipe", None)
             values = dict(_given({name: given.pop(name) for name in fields}))
-            command(_recipe(path, values), **given)
+            recipe = _recipe(path, values)
+            if "keep" in fields:
+                known.check(recipe)
+            command(recipe, **given)
 
         called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         called.__annotations__ = {p.name: p.annotation for p in parameters}
@@ -71,7 +74,6 @@ def _recipe(path: Path | None, values: dict[str, Any]) -> Recipe:
             f"expected a chain's {clash[0]} in the stages of {path}, found --{option(clash[0])}: "
             "change the file"
         )
-    known.check(recipe)
     return recipe
 
 
@@ -96,8 +98,9 @@ def _parameter(name: str) -> inspect.Parameter:
 
 
 def _keyword(name: str, annotation: Any) -> inspect.Parameter:
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    return inspect.Parameter(name, kind, default=None, annotation=annotation)
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
+    )
 
 
 def _default(field: FieldInfo) -> str:

@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 import typer
 
 from rankine.cli import show
+from rankine.cli.heavy import prepare
 from rankine.cli.options import Force, Json, Output, Threads
 from rankine.cli.progress import bars
 from rankine.errors import UserError
-from rankine.threads import settle
 
 Model = Annotated[str, typer.Argument(metavar="DIR", help="a compressed checkpoint")]
 
@@ -29,15 +29,10 @@ def export(
     """Write a checkpoint for programs that do not know Rankine."""
     if output is None:
         raise UserError("expected an output, found none: add -o PATH")
-    settle()
-    if to == "dense":
-        from rankine.checkpoint.export import export_dense
+    prepare()
+    from rankine.checkpoint.formats import export
 
-        written = export_dense(model, output, force=force)
-    else:
-        from rankine.checkpoint.onnx import export_onnx
-
-        written = export_onnx(model, output, force=force)
+    written = export(model, output, to=to, force=force)
     show.lines("export", [f"wrote {written}"], {"to": to, "output": str(written)}, json)
 
 
@@ -52,7 +47,7 @@ def demo(
     json: Json = False,
 ) -> None:
     """Compress the embedded model with three methods at two sizes and show what it cost."""
-    settle(threads)
+    prepare(threads)
     from rankine.demo import demo
 
     with bars() as progress:
