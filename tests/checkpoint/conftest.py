@@ -67,7 +67,7 @@ def fresh(fresh_environment):
             env=environment,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
         )
         if check:
             assert done.returncode == 0, done.stderr[-3000:]

@@ -42,7 +42,7 @@ def test_dequantize_is_the_same(saved):
 
 
 def test_what_the_architecture_cannot_hold_is_refused(saved, tmp_path):
-    with pytest.raises(UserError, match=r"layers\.0\.mlp.*\(24, 32\)") as caught:
+    with pytest.raises(UserError, match=r"layers\.0\.mlp\.down.*\(32, 24\)") as caught:
         export_dense(saved("qwen2").directory, tmp_path / "out")
     assert "no ordinary dense form" in str(caught.value)
     assert list(tmp_path.iterdir()) == []
@@ -149,15 +149,16 @@ def test_factors_that_do_not_fit_are_refused(tmp_path):
 
 # -- ONNX ---------------------------------------------------------------------------------------
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_onnx_runtime_agrees_at_other_shapes(saved, tmp_path, name):
+def test_onnx_runtime_agrees_at_other_shapes(tmp_path):
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    one = saved(name)
-    path = export(one.directory, to="onnx", output=tmp_path / "model.onnx")
+    model = families.llama(num_hidden_layers=1)
+    patch = families.mixed(model)
+    save(patch.apply(model), tmp_path / "small", patch)
+    path = export(tmp_path / "small", to="onnx")
     ids = torch.arange(15).reshape(3, 5)
     with torch.no_grad():
-        want = one.model(ids).logits.numpy()
+        want = model(ids).logits.numpy()
     (found,) = runtime.InferenceSession(str(path)).run(None, {"input_ids": ids.numpy()})
     assert abs(found - want).max() < 1e-4
 

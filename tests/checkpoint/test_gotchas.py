@@ -174,6 +174,22 @@ def test_7_one_factored_end_of_tied_embeddings_unties_them(tmp_path, path):
     assert torch.equal(families.logits(load(tmp_path / "out")), families.logits(model))
 
 
+def test_7_the_other_ties_hold(tmp_path):
+    """BERT ties its decoder's bias as well, and transformers would forget both at once."""
+    torch.manual_seed(0)
+    config = transformers.BertConfig(**families.SMALL, num_hidden_layers=1, num_attention_heads=4)
+    model = transformers.BertForMaskedLM(config).eval()
+    path = "bert.embeddings.word_embeddings"
+    patch = families.fitted(model, path, LowRank(8, view="table"))
+    save(patch.apply(model), tmp_path / "out", patch)
+    again, info = transformers.AutoModelForMaskedLM.from_pretrained(
+        tmp_path / "out", output_loading_info=True
+    )
+    assert not info["missing_keys"]
+    assert again.cls.predictions.decoder.bias is again.cls.predictions.bias
+    assert torch.equal(families.logits(again), families.logits(model))
+
+
 def test_7_both_ends_may_share_one_table(saved):
     model = load(saved("tables").directory)
     assert model.lm_head.up.weight is model.model.embed_tokens.down.weight

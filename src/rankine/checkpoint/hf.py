@@ -40,7 +40,7 @@ class RankineConfig(QuantizationConfigMixin):
     ):
         check_version(format_version)
         self.quant_method = QUANT_METHOD
-        self.format_version = format_version
+        self.format_version = FORMAT_VERSION  # what is written back is ours, whatever was read
         self.modules = dict(modules or {})
         self.tied = dict(tied or {})
         self.config = dict(config or {})

@@ -65,7 +65,7 @@ def load(where: str | Path, *, into: nn.Module | None = None, **kwargs: Any) -> 
     import rankine.checkpoint.hf  # noqa: F401  (registers, whoever imported what)
 
     place = str(directory or where)
-    kwargs.setdefault("dtype", "auto")
+    kwargs = {"dtype": "auto", "use_safetensors": True, **kwargs}  # never a pickle
     try:
         config = transformers.AutoConfig.from_pretrained(place, **_hub_only(kwargs))
     except (OSError, ValueError) as error:

@@ -129,8 +129,11 @@ def untie_output(model: Any, patch: Patch) -> Patch:
     if not any(id(end) in replaced for end in ends if end is not None):
         return patch
     config.tie_word_embeddings = False
-    compat.forget_tied(model, [n for n in compat.tied_names(model) if n not in patch.tied])
-    return patch | Patch(config={"tie_word_embeddings": False})
+    # transformers now declares no tie at all: those that still hold (a decoder's bias) are ours.
+    names, ties = set(model.state_dict()), compat.tied_names(model)
+    held = {a: b for a, b in ties.items() if a in names and b in names}
+    compat.forget_tied(model, set(ties) - set(held))
+    return patch | Patch(tied=held, config={"tie_word_embeddings": False})
 
 
 def _save_card(
