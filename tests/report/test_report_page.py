@@ -13,11 +13,13 @@ import pytest
 import report_sample
 
 from rankine import report
-from rankine.report.charts import Axis, log_ticks, spectrum, tradeoff
+from rankine.report.charts import Axis, log_ticks
 from rankine.report.labels import CHARACTER, HEIGHT, place
 from rankine.report.maps import maps, shares
 from rankine.report.palette import COLOURS, twins
 from rankine.report.schema import parse
+from rankine.report.spectra import spectrum
+from rankine.report.tradeoff import points_of, tradeoff
 
 ATTACK = "</script><script>document.title='taken'</script><img src=x onerror=alert(1)>\"'"
 
@@ -191,7 +193,7 @@ def test_the_cut_lies_on_the_spectrum():
     target = report_sample.target("o", 2)
     curve = spectrum(target)
     x, y = curve.cut
-    assert x == target["rank"] / 256
+    assert x == pytest.approx(target["rank"] / 256)
     above = min(v for at, v in zip(curve.xs, curve.ys) if at <= x)
     below = max(v for at, v in zip(curve.xs, curve.ys) if at >= x)
     assert below <= y <= above
@@ -203,6 +205,15 @@ def test_a_curve_needs_two_points():
     rows = report_sample.rows()
     assert tradeoff(rows[:1], 960, 420) is None
     assert tradeoff(rows[:2], 960, 420) is not None
+
+
+def test_a_broken_result_does_not_squeeze_the_others():
+    broken = report_sample.row("svd 0.4", "svd", "result", 0.4, 5.0, 1.2e7)
+    _, points = points_of([*report_sample.rows(), broken])
+    assert points[-1].over
+    assert points[-1].y == pytest.approx(8 * 8.12)
+    assert points[-1].label == "svd 0.4: 1.2e+07 ↑"
+    assert not any(point.over for point in points[:-1])
 
 
 @pytest.mark.parametrize(("low", "high"), [(7, 25), (8.1, 8.5), (1e-4, 1.4), (5, 4e6), (99, 101)])

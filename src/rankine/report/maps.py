@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from rankine.report import numbers as n
-from rankine.report.charts import id_of, rank_text
 from rankine.report.schema import Report, TargetReport
+from rankine.report.spectra import id_of, rank_text
 
 ROLES = ("q", "k", "v", "o", "qkv", "gate", "up", "gate_up", "down", "conv", "embedding", "head")
 DENSE = 28  # with more rows than this a map's cells carry no text

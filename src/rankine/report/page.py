@@ -22,11 +22,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from rankine.report import numbers as n
-from rankine.report.charts import Json, spectra, tradeoff
+from rankine.report.charts import Json
 from rankine.report.maps import by_role, maps, shares
 from rankine.report.palette import twins, variables
 from rankine.report.schema import Report, parse
+from rankine.report.spectra import spectra
 from rankine.report.terminal import cells
+from rankine.report.tradeoff import tradeoff
 from rankine.report.verdict import dense_row, subject_row, verdict
 
 HERE = Path(__file__).parent
