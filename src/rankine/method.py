@@ -252,6 +252,11 @@ class Learning(Method):
     sized: ClassVar[bool] = False
 
     @property
+    def distils(self) -> bool:
+        """Does the objective use a teacher?"""
+        return False
+
+    @property
     def schedule(self) -> Schedule:
         """Steps, learning rate and the rest."""
         raise NotImplementedError

@@ -14,11 +14,13 @@ from torch import nn
 from rankine import checkpoint
 from rankine.anatomy import describe
 from rankine.engine import check, record
+from rankine.engine.learn import chain_teacher, learn
 from rankine.engine.plan import Plan, driven, fixed_bytes, make_plan
 from rankine.engine.run import Progress, Run, language_task, open_run, quiet
 from rankine.engine.search import smallest_that_holds
 from rankine.engine.solve import solve
 from rankine.engine.stage import Stage, allocate, measure, offer
+from rankine.method import Learning
 from rankine.patch import Patch
 from rankine.recipe import Recipe
 from rankine.tasks import Task
@@ -70,7 +72,8 @@ def compress(
     with open_run(recipe, model, task, tokenizer, progress or quiet, place) as run:
         plan = make_plan(recipe, run.model, run.anatomy, run.info.spec)
         known = before or (record.measure_before(run) if evaluate else {})
-        stages = [run_stage(run, number) for number in range(len(recipe.chain()))]
+        numbers = range(len(recipe.chain()))
+        stages = [stage for number in numbers if (stage := run_stage(run, number)) is not None]
         run.patch.apply(run.model)
         data = record.begin(run, plan, stages, known)
         if place is not None:
@@ -80,10 +83,14 @@ def compress(
         return Result(run.model, run.patch, data, place, stages)
 
 
-def run_stage(run: Run, number: int) -> Stage:
-    """One method of the chain: survey, allocate, solve."""
+def run_stage(run: Run, number: int) -> Stage | None:
+    """One method of the chain: survey, allocate, solve; or (None) training."""
     asked = run.recipe.chain()[number]
     method = driven(asked.method, asked.set)
+    if isinstance(method, Learning):
+        with timed(run, method.name):
+            run.patch |= learn(run, method, number, chain_teacher(run, method)).patch
+        return None
     run.anatomy = run.describe()
     targets = method.targets(run.anatomy, run.recipe.include, run.recipe.exclude)
     stage = Stage(run, method, number, targets)

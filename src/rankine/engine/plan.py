@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +14,7 @@ from rankine.anatomy import Anatomy, Target
 from rankine.budget import Budget, format_bytes
 from rankine.errors import UserError
 from rankine.evaluation.latency import faster_from
-from rankine.method import Compressor, get
+from rankine.method import Compressor, Learning, Method, get
 from rankine.recipe import Recipe
 from rankine.tasks.language import parse_tokens
 
@@ -71,11 +72,15 @@ def make_plan(recipe: Recipe, model: nn.Module, anatomy: Anatomy, name: str) -> 
     chain = recipe.chain()
     methods = [driven(stage.method, stage.set) for stage in chain]
     check_chain(methods)
-    targets = methods[0].targets(anatomy, recipe.include, recipe.exclude)
+    sizing = [(m, s) for m, s in zip(methods, chain, strict=True) if isinstance(m, Compressor)]
+    if not sizing:
+        raise UserError(f"{methods[0].name} trains a model as it is: use `rankine heal`")
+    compressors = [method for method, _ in sizing]
+    targets = compressors[0].targets(anatomy, recipe.include, recipe.exclude)
     weights = sum(w.shape[0] * w.shape[1] for t in targets for w in t.weights)
     before = tensor_bytes(model)
     fixed = fixed_bytes(model, targets)
-    budget = recipe.budget(chain[-1])
+    budget = recipe.budget(sizing[-1][1])
     after = before
     if budget is not None:
         after = fixed + budget.total_bits(weights, fixed) // 8
@@ -95,20 +100,20 @@ def make_plan(recipe: Recipe, model: nn.Module, anatomy: Anatomy, name: str) -> 
         bytes_after=after,
         seconds=_seconds(recipe, methods, targets, anatomy),
         memory=_memory(model, anatomy, before),
-        notes=tuple(_notes(methods, budget, weights, fixed, targets, model)),
+        notes=tuple(_notes(compressors, budget, weights, fixed, targets, model)),
     )
 
 
-def driven(name: str, knobs: dict[str, Any]) -> Compressor:
+def driven(name: str, knobs: dict[str, Any]) -> Compressor | Learning:
     """A method that the pipeline can drive."""
     found = get(name, knobs)
-    if not isinstance(found, Compressor):
-        raise UserError(f"{name} trains or runs models: use its own verb instead of compress")
+    if not isinstance(found, Compressor | Learning):
+        raise UserError(f"{name} runs models: use its own verb instead of compress")
     return found
 
 
-def check_chain(methods: list[Compressor]) -> None:
-    """Legality is data: each method's card says what it may follow."""
+def check_chain(methods: Sequence[Method]) -> None:
+    """Legality is data: each method's card says what it may follow. Training leaves what stands."""
     standing = "dense"
     for method in methods:
         if standing not in method.card.after:
@@ -116,7 +121,8 @@ def check_chain(methods: list[Compressor]) -> None:
                 f"{method.name} cannot follow a {standing} stage: it takes "
                 f"{', '.join(method.card.after)} weights; reorder the recipe"
             )
-        standing = method.card.family
+        if isinstance(method, Compressor):
+            standing = method.card.family
 
 
 def tensor_bytes(model: nn.Module) -> int:
@@ -141,15 +147,21 @@ def fixed_bytes(model: nn.Module, targets: list[Target]) -> int:
 
 
 def _seconds(
-    recipe: Recipe, methods: list[Compressor], targets: list[Target], anatomy: Anatomy
+    recipe: Recipe, methods: Sequence[Method], targets: list[Target], anatomy: Anatomy
 ) -> float:
     """Forward passes, moments and decompositions at the speed one matrix product runs here."""
     sequences, length = parse_tokens(recipe.tokens)
     tokens = sequences * length
     rate = _flops_per_second()
     work = 0.0
+    weights = sum(w.shape[0] * w.shape[1] for w in anatomy.linears)
     for method in methods:
-        forward = 2.0 * tokens * sum(w.shape[0] * w.shape[1] for w in anatomy.linears)
+        if isinstance(method, Learning):  # forward, backward, and a teacher's forward pass
+            trained = method.schedule.steps * (method.sequences or 1) * length
+            work += trained * weights * (8.0 if method.distils else 6.0)
+        if not isinstance(method, Compressor):
+            continue
+        forward = 2.0 * tokens * weights
         needs = set().union(*(method.needs(t) for t in targets))
         walks = len(needs) * 1.5 + (4.0 if method.stream != "dense" else 0.0)
         if method.refinement is not None:

@@ -131,7 +131,8 @@ def begin(run: Run, plan: Plan, stages: list[Stage], before: Mapping[str, Any]) 
 
     last = stages[-1]
     size = measured_size(run.model, last.targets)
-    asked = run.recipe.budget(run.recipe.chain()[-1])
+    chain = run.recipe.chain()
+    asked = run.recipe.budget(chain[last.number])
     return {
         "schema": SCHEMA,
         "rankine": __version__,
@@ -164,7 +165,10 @@ def begin(run: Run, plan: Plan, stages: list[Stage], before: Mapping[str, Any]) 
         "versions": versions(),
         "times": {k: round(v, 2) for k, v in run.times.items()},
         "warnings": [*run.warnings, *getattr(run.task, "notes", [])],
-        "result": {"method": last.method.name, "knobs": last.method.knobs()},
+        "result": {
+            "method": " → ".join(stage.method for stage in chain),
+            "knobs": last.method.knobs(),
+        },
     }
 
 

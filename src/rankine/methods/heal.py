@@ -78,6 +78,11 @@ class Heal(Learning):
             )
 
     @property
+    def distils(self) -> bool:
+        """Unless `kl_weight` is 0."""
+        return self.kl_weight > 0
+
+    @property
     def schedule(self) -> Schedule:
         """The loop's settings."""
         return Schedule(self.steps, self.lr, self.weight_decay, self.warmup, self.floor, self.clip)

@@ -1,0 +1,168 @@
+"""The verb `heal`: recovery training of a compressed model, measured before and after."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from rankine import checkpoint, report
+from rankine.checkpoint import directory_bytes
+from rankine.checkpoint.export import export_peft
+from rankine.engine import check, record
+from rankine.engine.healed import add_after, begin, measure_before
+from rankine.engine.learn import Learned, Teacher, learn, open_teacher
+from rankine.engine.run import Progress, Run, cast, open_run, quiet
+from rankine.errors import UserError, suggest
+from rankine.method import get
+from rankine.methods.heal import Heal
+from rankine.patch import Patch
+from rankine.recipe import Recipe
+from rankine.tasks import Task, parse_tokens
+from rankine.training.heal import LoraHealing
+
+
+@dataclass
+class Healed:
+    """The healed model, what stands where in it, and what healing won: `report["rows"]` holds the
+    teacher, the model before and after, all scored on the same text."""
+
+    model: nn.Module
+    patch: Patch
+    report: dict[str, Any]
+    output: Path | None = None
+
+    def table(self) -> str:
+        """The honest table, as text."""
+        return report.plain_table(self.report["rows"])
+
+
+def heal(
+    model: str | nn.Module | None = None,
+    *,
+    teacher: str | Path | nn.Module | None = None,
+    data: str | None = None,
+    output: str | Path | None = None,
+    adapter: bool = False,
+    patch: Patch | None = None,
+    recipe: Recipe | None = None,
+    progress: Progress | None = None,
+    task: Task | None = None,
+    tokenizer: Any = None,
+    evaluate: bool = True,
+    **fields: Any,
+) -> Healed:
+    """Train a compressed model to win back what it lost.
+
+    - `model`: as for `compress`; a module is healed in place, and `patch` says what stands in it
+      where it was never saved.
+    - `teacher`: the model before compression (directory, hub id, module); None trains on the
+      cross-entropy alone.
+    - `data`: training text, as `calibration` of a recipe; default "embedded". With `task`, its
+      "train" split is used instead.
+    - `output`: where the healed checkpoint is written; with `adapter` (and mode "lora") a PEFT
+      folder that belongs to `model`.
+    - `fields`: knobs of the method `heal` (mode, steps, lr, ...) and fields of a recipe. `tokens`
+      says how many sequences of what length are trained on, unless `steps` does.
+
+    Interrupted, the same call goes on. Raises UserError with one sentence.
+    """
+    recipe, method = _asked(recipe, model, teacher, data, adapter, fields)
+    place = Path(output) if output is not None else None
+    if place is not None:
+        checkpoint.check_output(place, recipe.force)
+    with open_run(recipe, model, task, tokenizer, progress or quiet, place) as run:
+        run.patch = patch or run.patch
+        followed = None if teacher is None else open_teacher(run, _plain(teacher))
+        rows = measure_before(run, followed) if evaluate else []
+        start = time.perf_counter()
+        learned = learn(run, method, 0, followed.model if followed else None)
+        run.times["heal"] = time.perf_counter() - start
+        learned.patch.apply(run.model)
+        found = begin(run, method, learned, rows)
+        if place is None or adapter:
+            add_after(run, run.work, found, followed, evaluate)
+        if place is not None:
+            if adapter:
+                _write_adapter(run, learned, place)
+            else:
+                _write(run, place, found, followed, evaluate)
+            run.forget()
+        return Healed(run.model, run.patch, found, place)
+
+
+def _asked(
+    recipe: Recipe | None,
+    model: str | nn.Module | None,
+    teacher: str | Path | nn.Module | None,
+    data: str | None,
+    adapter: bool,
+    fields: Mapping[str, Any],
+) -> tuple[Recipe, Heal]:
+    """The recipe and the method; the recipe's `tokens` are what is set aside of the text."""
+    knobs = {f.name for f in dataclasses.fields(Heal)} - {"teacher"}
+    known = knobs | set(Recipe.model_fields)
+    for name in fields:
+        if name not in known:
+            raise UserError(f'heal has no option "{name}"; {suggest(name, sorted(known))}')
+    base = recipe.model_dump(exclude_unset=True) if recipe is not None else {}
+    if model is None and "model" not in base:
+        raise UserError("expected a compressed model to heal, found none: name its directory")
+    given = {**base, **{n: v for n, v in fields.items() if n not in knobs}}
+    chosen = {**given.pop("set", {}), **{n: v for n, v in fields.items() if n in knobs}}
+    if isinstance(teacher, str | Path):
+        chosen["teacher"] = str(teacher)
+    given["method"] = "heal"
+    if isinstance(model, str):
+        given["model"] = model
+    if data is not None:
+        given["calibration"] = data
+    method = get("heal", chosen)
+    assert isinstance(method, Heal)
+    checked = Recipe.of(**given)
+    sequences, length = parse_tokens(checked.tokens)
+    if "tokens" in given and "steps" not in chosen:
+        method = dataclasses.replace(method, steps=math.ceil(sequences / method.batch))
+    if adapter and method.mode != "lora":
+        raise UserError(
+            f'expected mode lora for an adapter, found "{method.mode}": add --mode lora'
+        )
+    aside = 1  # nothing is calibrated; held-out windows of the same text come on top of it
+    if checked.evaluation == checked.calibration != "embedded":
+        aside = max(1, checked.eval_tokens // length)
+    return checked.model_copy(
+        update={"set": {**method.knobs()}, "tokens": f"{aside}x{length}"}
+    ), method
+
+
+def _plain(teacher: str | Path | nn.Module) -> str | nn.Module:
+    return teacher if isinstance(teacher, nn.Module) else str(teacher)
+
+
+def _write(
+    run: Run, place: Path, data: dict[str, Any], teacher: Teacher | None, evaluate: bool
+) -> None:
+    """Written beside, reopened as a user will, checked and measured there, then renamed."""
+    with checkpoint.written_beside(place, run.recipe.force) as beside:
+        checkpoint.write(run.model, beside, run.patch, run.tokenizer, run.info.directory)
+        saved = check.reopened(beside, run)
+        check.check_outputs(saved, run)
+        on_cpu = next(saved.parameters()).device.type == "cpu"
+        saved = cast(saved, torch.float32) if on_cpu else saved
+        add_after(run, saved, data, teacher, evaluate, directory_bytes(beside)[0])
+        record.write(data, beside)
+
+
+def _write_adapter(run: Run, learned: Learned, place: Path) -> None:
+    """What LoRA learned, for the model it was trained on."""
+    learner = learned.learner
+    assert isinstance(learner, LoraHealing)
+    base = str(run.info.directory or run.info.spec)
+    export_peft(learner.factors, place, base=base, task_type="CAUSAL_LM", force=run.recipe.force)

@@ -1,0 +1,156 @@
+"""What healing won: the teacher, the model before and after, on the same text."""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from rankine import report
+from rankine.checkpoint import directory_bytes
+from rankine.engine import record
+from rankine.engine.learn import Learned, Teacher
+from rankine.engine.plan import tensor_bytes
+from rankine.engine.run import Run
+from rankine.evaluation.latency import measure_latency
+from rankine.method import Learning
+from rankine.patch import stored_bits
+from rankine.recipe import Recipe
+from rankine.structures import weight_shape
+from rankine.training.heal import standing
+
+#: Steps whose mean loss the report keeps as one point.
+CURVE = 50
+
+
+def measure_before(run: Run, teacher: Teacher | None) -> list[dict[str, Any]]:
+    """The teacher, what an earlier report measured on the same text, and the model as it is."""
+    old = _earlier(run)
+    rows = [r for r in old.get("rows", []) if r["kind"] != "result"] if _same_text(run, old) else []
+    if teacher is not None:
+        found = run.task.score(teacher.model)
+        name = f"{teacher.name} (teacher)"
+        row = record.row(name, "dense", found, bytes_=teacher.bytes, keep=teacher.keep, method="")
+        rows = [row, *(r for r in rows if r["kind"] != "dense")]
+    directory = run.info.directory
+    size = directory_bytes(directory)[0] if directory else tensor_bytes(run.model)
+    return [*rows, _row(run, _name(run), run.work, size)]
+
+
+def _earlier(run: Run) -> dict[str, Any]:
+    """The report that lies beside the model, if there is one."""
+    directory = run.info.directory
+    if directory is None or not (directory / "report.json").is_file():
+        return {}
+    return report.read(directory)
+
+
+def _same_text(run: Run, old: Mapping[str, Any]) -> bool:
+    """Did the earlier report score the text that this one does?"""
+    asked = Recipe.model_fields
+    names = ("evaluation", "eval_tokens", "text_column")
+    recipe = old.get("recipe", {})
+    return all(recipe.get(n, asked[n].default) == getattr(run.recipe, n) for n in names)
+
+
+def _name(run: Run) -> str:
+    results = [r["name"] for r in _earlier(run).get("rows", []) if r["kind"] == "result"]
+    return results[-1] if results else run.info.name
+
+
+def _row(run: Run, name: str, model: nn.Module, size: int, **more: Any) -> dict[str, Any]:
+    found = {**run.task.score(model), **more}
+    kept = _kept(run)
+    return record.row(name, "result", found, bytes_=size, keep=kept, method="heal")
+
+
+def _kept(run: Run) -> float:
+    """Stored bits ÷ 16 per weight of what stands compressed in the model."""
+    paths = standing(run.model, run.patch).modules
+    weights = sum(math.prod(weight_shape(run.model.get_submodule(p))) for p in paths)
+    if not weights:
+        return run.store_dtype.itemsize / 2
+    return sum(stored_bits(run.model, p) for p in paths) / (16 * weights)
+
+
+def begin(
+    run: Run, method: Learning, learned: Learned, rows: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """The earlier report with the new rows; without one, what is known of the model."""
+    from rankine import __version__
+
+    old = _earlier(run)
+    model = {
+        "name": run.info.name,
+        "family": run.anatomy.family,
+        "parameters": sum(p.numel() for p in run.model.parameters()),
+        "bytes": tensor_bytes(run.model),
+        "dtype": str(run.store_dtype).removeprefix("torch."),
+    }
+    means = [sum(part) / len(part) for part in _chunks(learned.losses, CURVE)]
+    return {
+        "model": model,
+        "targets": [],
+        "bytes": record.bytes_by_role(run),
+        "samples": [],
+        **{k: old[k] for k in ("model", "targets", "bytes", "samples", "budget") if k in old},
+        "schema": record.SCHEMA,
+        "rankine": __version__,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "recipe": _recipe(run, method, learned),
+        "fingerprints": {k: run.journal.fingerprint[k] for k in ("model", "data", "recipe")},
+        "rows": list(rows),
+        "hardware": record.hardware(),
+        "versions": record.versions(),
+        "times": {k: round(v, 2) for k, v in run.times.items()},
+        "warnings": list(run.warnings),
+        "result": {"method": "heal", "knobs": method.knobs()},
+        "healing": {"steps": len(learned.losses), "loss": means, "steps_per_point": CURVE},
+    }
+
+
+def _recipe(run: Run, method: Learning, learned: Learned) -> dict[str, Any]:
+    """As asked for, with `tokens` saying what was trained on."""
+    recipe = run.recipe.model_dump(mode="json", exclude_defaults=True)
+    length = getattr(run.task, "length", None)
+    if length is not None and method.sequences is not None:
+        recipe["tokens"] = f"{len(learned.losses) * method.sequences}x{length}"
+    return recipe
+
+
+def _chunks(values: Sequence[float], size: int) -> list[Sequence[float]]:
+    return [values[n : n + size] for n in range(0, len(values), size)]
+
+
+def add_after(
+    run: Run,
+    model: nn.Module,
+    data: dict[str, Any],
+    teacher: Teacher | None,
+    evaluate: bool,
+    size: int | None = None,
+) -> None:
+    """The healed model's row; its speed is measured in turn with the teacher's."""
+    if not evaluate:
+        return
+    before = data["rows"][-1]
+    speed: dict[str, float] = {}
+    if record.generates(run, model):
+        models = {"healed": model} if teacher is None else {"": teacher.model, "healed": model}
+        found = measure_latency(models)
+        speed["tokens_per_second"] = found["healed"].tokens_per_second
+        if teacher is not None:
+            speed["ratio_to_dense"] = found["healed"].speedup
+            data["rows"][0]["tokens_per_second"] = found[""].tokens_per_second
+    size = size or before["bytes"]
+    row = _row(run, f"{before['name']} healed", model, size, **speed)
+    data["rows"].append(row)
+    data["subject"] = row["name"]
+    if row.get("perplexity", 0.0) > before.get("perplexity", math.inf):
+        data["warnings"].append(
+            "healing raised the held-out perplexity: train on text nearer to it, on more of it, or "
+            "with a lower learning rate"
+        )

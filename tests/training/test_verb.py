@@ -1,0 +1,141 @@
+"""The verb, and healing as a stage of a chain: files, rows, refusals."""
+
+import copy
+
+import pytest
+import torch
+from training_models import compressed, counting, llama, task_of
+
+import rankine
+from rankine.checkpoint import load, save
+from rankine.errors import UserError
+from rankine.structures import LowRank
+
+KNOBS = {"steps": 20, "lr": 5e-3}
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(counting(4, 9)).logits
+
+
+@pytest.fixture
+def pair(dense, tmp_path):
+    """(teacher's directory, compressed directory)."""
+    student, patch = compressed(dense, [LowRank(4)])
+    save(dense, tmp_path / "dense")
+    save(student, tmp_path / "small", patch)
+    return str(tmp_path / "dense"), str(tmp_path / "small")
+
+
+def test_the_healed_directory_is_an_ordinary_checkpoint_with_an_honest_table(pair, task, tmp_path):
+    teacher, small = pair
+    result = rankine.heal(small, teacher=teacher, task=task, output=tmp_path / "healed", **KNOBS)
+    rows = result.report["rows"]
+    assert [row["kind"] for row in rows] == ["dense", "result", "result"]
+    dense, before, after = (row["loss"] for row in rows)
+    assert dense < after < before
+    assert rows[1]["bytes"] == rows[2]["bytes"]
+    assert rows[1]["keep"] == rows[2]["keep"]
+    assert (tmp_path / "healed" / "report.html").is_file()
+    healed = load(tmp_path / "healed")
+    assert torch.equal(logits(healed), logits(result.model))
+    assert task.score(healed)["loss"] == pytest.approx(after)
+    assert not (tmp_path / "healed.rankine-work").exists()
+    assert "healed" in result.table()
+
+
+def test_without_a_teacher_the_text_alone_heals(pair, task, tmp_path):
+    result = rankine.heal(pair[1], task=task, **KNOBS)
+    before, after = (row["loss"] for row in result.report["rows"])
+    assert after < before
+
+
+def test_a_killed_heal_goes_on(pair, task, tmp_path, monkeypatch):
+    from rankine.training import loop
+
+    monkeypatch.setattr(loop.train, "__kwdefaults__", {**loop.train.__kwdefaults__, "every": 0.0})
+    teacher, small = pair
+    asked = {"teacher": teacher, "task": task, **KNOBS}
+    rankine.heal(small, output=tmp_path / "whole", **asked)
+
+    class KilledError(Exception):
+        pass
+
+    def progress(stage, done, total):
+        if done == 12:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        rankine.heal(small, output=tmp_path / "killed", progress=progress, **asked)
+    seen = []
+    rankine.heal(
+        small,
+        output=tmp_path / "killed",
+        progress=lambda stage, done, total: seen.append(done),
+        **asked,
+    )
+    assert seen[0] == 12
+    files = [tmp_path / name / "model.safetensors" for name in ("whole", "killed")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_an_adapter_folder_belongs_to_the_compressed_model(pair, task, tmp_path):
+    from peft import PeftModel
+
+    teacher, small = pair
+    result = rankine.heal(
+        small,
+        teacher=teacher,
+        task=task,
+        output=tmp_path / "adapter",
+        adapter=True,
+        mode="lora",
+        **KNOBS,
+    )
+    assert not (tmp_path / "adapter" / "model.safetensors").exists()
+    applied = PeftModel.from_pretrained(load(small), str(tmp_path / "adapter"))
+    torch.testing.assert_close(logits(applied), logits(result.model), atol=1e-5, rtol=1e-4)
+
+
+def test_a_module_is_healed_in_place(dense, task):
+    student, patch = compressed(dense, [LowRank(4)])
+    before = task.score(student)["loss"]
+    result = rankine.heal(student, teacher=dense, task=task, patch=patch, **KNOBS)
+    assert result.model is student
+    assert task.score(student)["loss"] < before
+
+
+def test_a_chain_ends_in_healing_with_its_own_input_as_teacher(dense, task, tmp_path):
+    save(dense, tmp_path / "dense")
+    stages = [{"method": "svd", "keep": 0.3}, {"method": "heal", "set": KNOBS}]
+    asked = {"task": task, "dtype": "bfloat16"}
+    plain = rankine.compress(str(tmp_path / "dense"), method="svd", keep=0.3, **asked)
+    chain = rankine.compress(
+        str(tmp_path / "dense"), stages=stages, output=tmp_path / "out", **asked
+    )
+    assert chain.report["result"]["method"] == "svd → heal"
+    assert chain.report["budget"]["keep"] == plain.report["budget"]["keep"]
+    assert chain.report["rows"][-1]["loss"] < plain.report["rows"][-1]["loss"]
+    healed = load(tmp_path / "out")
+    assert torch.equal(logits(healed), logits(chain.model))
+    assert rankine.plan(dense, stages=stages).method == "svd → heal"
+
+
+def test_what_cannot_work_is_one_sentence(pair, dense, task, tmp_path):
+    teacher, small = pair
+    other = llama(vocab_size=40)
+    with pytest.raises(UserError, match="40 against 32 tokens"):
+        rankine.heal(small, teacher=other, task=task, **KNOBS)
+    with pytest.raises(UserError, match="did you mean"):
+        rankine.heal(small, task=task, step=4)
+    with pytest.raises(UserError, match="mode lora"):
+        rankine.heal(small, task=task, adapter=True)
+    with pytest.raises(UserError, match="to heal"):
+        rankine.heal(task=task)
+    with pytest.raises(UserError, match="rankine heal"):
+        rankine.compress(copy.deepcopy(dense), method="heal", task=task)
+    with pytest.raises(UserError, match="new output"):
+        rankine.heal(small, task=task, output=tmp_path / "small")
+    with pytest.raises(UserError, match="factors to train"):
+        rankine.heal(teacher, task=task_of(), **KNOBS)
