@@ -101,7 +101,7 @@ def test_spared_layers_are_paid_for_by_the_others():
     assert 0.49 * total < stored <= 0.5 * total
 
 
-@pytest.mark.parametrize("layout", ["rows", "columns", "packed"])
+@pytest.mark.parametrize("layout", ["rows", "columns", "packed", "fused"])
 def test_bytes_and_limits(layout):
     rows = measure_linears(
         ((64, 128), (128, 64)), (0.5,), layers=2, repeats=1, align=1, layout=layout

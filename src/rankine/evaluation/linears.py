@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from rankine.kernels import aten
+from rankine.kernels.fused import fused_linear, fused_lowrank
 from rankine.structures import LowRank
 
 #: (outputs, inputs) of a 1.1B Llama's block: hidden 2048, intermediate 5632, 256 key/value.
@@ -37,8 +38,9 @@ ALIGN = 32
 Arm = Callable[[], None]
 
 #: How weights lie in memory: as stored, transposed (each input's column together: the product is
-#: then a sum of columns, without a reduction per output), or in oneDNN's blocks.
-Layout = Literal["rows", "columns", "packed"]
+#: then a sum of columns, without a reduction per output), or in oneDNN's blocks; "fused" is rows
+#: through our own compiled product, both factors in one call.
+Layout = Literal["rows", "columns", "packed", "fused"]
 
 
 class Form(NamedTuple):
@@ -183,17 +185,26 @@ def _form(module: nn.Module, layout: Layout) -> Form:
 
 def _laid_out(module: nn.Module, layout: Layout) -> Callable[[Tensor], Tensor]:
     if isinstance(module, nn.Linear):
-        weight = module.weight.detach()
-        if layout == "packed":
-            packed = aten.pack(weight)
-            return lambda x: aten.packed_linear(x, packed)
-        if layout == "columns":
-            module.weight.data = weight.T.contiguous().T
-        return module
-    assert isinstance(module.down, nn.Module)
-    assert isinstance(module.up, nn.Module)
-    down, up = _laid_out(module.down, layout), _laid_out(module.up, layout)
-    return module if layout != "packed" else lambda x: up(down(x))
+        return _laid_out_linear(module, layout)
+    down, up = module.down, module.up
+    assert isinstance(down, nn.Linear)
+    assert isinstance(up, nn.Linear)
+    if layout == "fused":
+        return lambda x: fused_lowrank(x, down.weight, up.weight)
+    first, second = _laid_out_linear(down, layout), _laid_out_linear(up, layout)
+    return module if layout != "packed" else lambda x: second(first(x))
+
+
+def _laid_out_linear(module: nn.Linear, layout: Layout) -> Callable[[Tensor], Tensor]:
+    weight = module.weight.detach()
+    if layout == "fused":
+        return lambda x: fused_linear(x, weight)
+    if layout == "packed":
+        packed = aten.pack(weight)
+        return lambda x: aten.packed_linear(x, packed)
+    if layout == "columns":
+        module.weight.data = weight.T.contiguous().T
+    return module
 
 
 def _quantized(w_oi: Tensor) -> list[tuple[str, Form]]:
@@ -239,7 +250,10 @@ def pays(o: int, i: int, dtype: torch.dtype = torch.float32) -> bool:
 
 @torch.no_grad()
 def measure_widths(
-    keep: float = 0.7, dtype: torch.dtype = torch.float32, repeats: int = 9
+    keep: float = 0.7,
+    dtype: torch.dtype = torch.float32,
+    repeats: int = 9,
+    layout: Layout = "rows",
 ) -> dict[int, float]:
     """Speed-up of factored square layers over dense ones by width: one token, weights in rotation
     through more memory than the caches hold, in at most 400 layers (narrow models are not deeper).
@@ -253,6 +267,7 @@ def measure_widths(
             dtype=dtype,
             layers=copies,
             repeats=repeats,
+            layout=layout,
             quantized=False,
         )
         found[width] = next(row.speedup for row in rows if row.name == f"keep {keep}")
