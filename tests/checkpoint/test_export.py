@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from rankine.checkpoint import load, save
-from rankine.checkpoint.export import export, export_dense, export_peft
+from rankine.checkpoint.export import export_dense, export_peft
+from rankine.checkpoint.formats import export
 from rankine.checkpoint.gguf import export_gguf_lora
 from rankine.checkpoint.onnx import export_onnx
 from rankine.errors import UserError
@@ -60,12 +61,10 @@ def test_an_added_bias_and_a_function_inside_have_no_ordinary_form(tmp_path):
             export_dense(tmp_path / str(n), tmp_path / "dense")
 
 
-def test_the_verb_names_its_output_itself(saved, tmp_path):
-    one = saved("factors")
-    model = save(one.model, tmp_path / "small", one.patch)
-    assert export(model) == tmp_path / "small-dense"
-    with pytest.raises(UserError, match="dense"):
-        export(model, to="dence")
+def test_the_verb_knows_its_formats(saved, tmp_path):
+    assert export(saved("factors").directory, tmp_path / "dense") == tmp_path / "dense"
+    with pytest.raises(UserError, match='did you mean "dense"'):
+        export(saved("factors").directory, tmp_path / "other", to="dence")
 
 
 # -- PEFT ---------------------------------------------------------------------------------------
@@ -155,7 +154,7 @@ def test_onnx_runtime_agrees_at_other_shapes(tmp_path):
     model = families.llama(num_hidden_layers=1)
     patch = families.mixed(model)
     save(patch.apply(model), tmp_path / "small", patch)
-    path = export(tmp_path / "small", to="onnx")
+    path = export(tmp_path / "small", tmp_path / "small.onnx", to="onnx")
     ids = torch.arange(15).reshape(3, 5)
     with torch.no_grad():
         want = model(ids).logits.numpy()

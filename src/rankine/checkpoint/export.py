@@ -17,26 +17,8 @@ from rankine.checkpoint.beside import written_beside
 from rankine.checkpoint.form import MODELING
 from rankine.checkpoint.load import load, local_directory, tokenizer_of
 from rankine.checkpoint.save import patch_of, save
-from rankine.errors import UserError, suggest
+from rankine.errors import UserError
 from rankine.patch import Patch, dense_patch, replace_module
-
-
-def export(
-    model: str | Path, *, to: str = "dense", output: str | Path | None = None, force: bool = False
-) -> Path:
-    """Write a compressed checkpoint for programs that do not know Rankine.
-
-    `to` is "dense" (an ordinary checkpoint) or "onnx" (a file for ONNX Runtime); `output` defaults
-    to a name beside the model. Returns the path written.
-    """
-    if to not in ("dense", "onnx"):
-        raise UserError(f'found no export to "{to}"; {suggest(to, ["dense", "onnx"])}')
-    beside = str(model).rstrip("/")
-    if to == "dense":
-        return export_dense(model, output or f"{beside}-dense", force=force)
-    from rankine.checkpoint.onnx import export_onnx
-
-    return export_onnx(model, output or f"{beside}.onnx", force=force)
 
 
 # -- dense --------------------------------------------------------------------------------------
