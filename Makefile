@@ -68,4 +68,4 @@ claims: $(VENV)/.develops
 	@$(BIN)/python -m benchmarks.claims $(SYSTEM) $(if $(FULL),--full) $(ARGS)
 
 bench: $(VENV)/.develops
-	@$(BIN)/python -m benchmarks.speed $(ARGS)
+	@for file in benchmarks/speed/[a-z]*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done

@@ -47,7 +47,7 @@ def demo(
                 output=place,
                 method=method,
                 keep=keep,
-                progress=progress,
+                progress=named(f"{method} {keep:g}", progress) if progress else None,
                 before=before,
                 **settings,
             )
@@ -56,3 +56,12 @@ def demo(
     whole["samples"] = reports[-1]["samples"]  # of the last method at the smallest size
     report.write(whole, output)
     return whole
+
+
+def named(run: str, progress: Progress) -> Progress:
+    """Progress whose stages say which of several runs they belong to."""
+
+    def called(stage: str, done: int, total: int) -> None:
+        progress(f"{run}, {stage}", done, total)
+
+    return called

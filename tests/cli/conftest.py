@@ -27,7 +27,7 @@ class Ran:
     def sentence(self) -> str:
         """The complaint: the last line on stderr, and the only one that is no progress."""
         *before, last = self.err.strip().splitlines()
-        assert all(re.fullmatch(r"\w+: \d+ of \d+", line) for line in before), self.err
+        assert all(re.fullmatch(r".+: \d+ of \d+", line) for line in before), self.err
         assert last.startswith("rankine: ")
         return last.removeprefix("rankine: ")
 

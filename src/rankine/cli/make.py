@@ -34,7 +34,8 @@ def compress(recipe: Recipe, output: Output = None, json: Json = False) -> None:
 
     with bars() as progress:
         result = compress(output=output, recipe=recipe, progress=progress)
-    text = [result.table(), f"wrote {output} (report: {output / 'report.html'})"]
+    written = f"wrote {output} (report: {output / 'report.html'})"
+    text = [result.table(), *show.warnings(result.report), written]
     show.lines("compress", text, {"output": str(output), "report": result.report}, json)
 
 
@@ -104,7 +105,7 @@ def heal(
             progress=progress,
             **{"mode": mode, **fields},
         )
-    text = [healed.table(), f"wrote {output}"]
+    text = [healed.table(), *show.warnings(healed.report), f"wrote {output}"]
     show.lines("heal", text, {"output": str(output), "report": healed.report}, json)
 
 

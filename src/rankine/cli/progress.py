@@ -37,12 +37,17 @@ def bars() -> Iterator[Progress]:
     )
     with Bars(*columns, console=console, disable=not console.is_terminal) as shown:
         running: dict[str, TaskID] = {}
+        last = ("", 0, 0)
 
         def progress(stage: str, done: int, total: int) -> None:
+            nonlocal last
+            if (stage, done, total) == last:  # a block without targets
+                return
+            last = (stage, done, total)
             if stage not in running:
                 running[stage] = shown.add_task(stage, total=total)
             shown.update(running[stage], completed=done, total=total)
-            if done >= total:  # called again (the next method of a comparison), it gets a new bar
+            if done >= total:  # called again, it is another run's stage and gets a new bar
                 del running[stage]
                 if not console.is_terminal:
                     console.print(f"{stage}: {done} of {total}", highlight=False)

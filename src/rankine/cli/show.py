@@ -37,6 +37,11 @@ def table(headers: Sequence[str], cells: Sequence[Sequence[str]], right: Sequenc
     return "\n".join(made)
 
 
+def warnings(report: Mapping[str, Any]) -> list[str]:
+    """What a report warns of, a line each."""
+    return [f"warning: {warning}" for warning in report.get("warnings", [])]
+
+
 def rows(verb: str, found: Sequence[Mapping[str, Any]], wants_json: bool) -> None:
     """The report's rows."""
     if wants_json:

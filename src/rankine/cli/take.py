@@ -58,7 +58,7 @@ def demo(
 def _shown(report: dict[str, Any], output: Path) -> list[str]:
     from rankine.report import plain_table
 
-    lines = [plain_table(report["rows"])]
+    lines = [plain_table(report["rows"]), *show.warnings(report)]
     for sample in report["samples"]:
         for when in ("before", "after"):
             lines += ["", f"{when}:", sample["prompt"] + sample.get(when, "")]
