@@ -91,11 +91,18 @@ def _cell(targets: Sequence[TargetReport], key: str, top: float) -> Cell | None:
     if not known:
         return None
     value = sum(known) / len(known)
-    text = f"{100 * value:.0f}" if key == "keep" else f"{value:.2f}"
+    text = f"{100 * value:.0f}" if key == "keep" else _short(value)
     ranks = [rank for t in targets if (rank := n.real(t.get("rank"))) is not None]
     small = f"r {sum(ranks) / len(ranks):.0f}" if ranks and key == "keep" else ""
     shade = min(max(value / top, 0.0), 1.0)
     return Cell(shade, shade > DARK, text, small, detail(targets), id_of(targets[0]))
+
+
+def _short(error: float) -> str:
+    """An error in the width of a cell: "0", "<.001", ".031", "1.2"."""
+    if error == 0 or error >= 0.9995:
+        return f"{error:.2g}"
+    return "<.001" if error < 0.0005 else f"{error:.3f}".lstrip("0")
 
 
 def detail(targets: Sequence[TargetReport]) -> str:

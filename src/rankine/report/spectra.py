@@ -31,15 +31,18 @@ def spectra(groups: Sequence[Sequence[TargetReport]], height: int) -> list[Json 
     no spectra."""
     drawn = [[c for target in group if (c := spectrum(target)) is not None] for group in groups]
     least = min((min(curve.ys) for curves in drawn for curve in curves), default=FLOOR)
-    return [_spectra(curves, min(least / 1.3, 0.5), height) if curves else None for curves in drawn]
+    widest = max((curve.xs[-1] for curves in drawn for curve in curves), default=1.0)
+    x_axis = Axis(0, 1.03 * widest, False)
+    y_axis = Axis(min(least / 1.3, 0.5), 1.4, True)
+    return [_spectra(curves, x_axis, y_axis, height) if curves else None for curves in drawn]
 
 
-def _spectra(curves: Sequence[Curve], least: float, height: int) -> Json:
+def _spectra(curves: Sequence[Curve], x_axis: Axis, y_axis: Axis, height: int) -> Json:
     """One line per block, darker with depth, and a dot at each cut."""
-    plot = empty_figure(height, Axis(0, 1.03, False), Axis(least, 1.4, True))
+    plot = empty_figure(height, x_axis, y_axis)
     plot.xaxis.formatter = NumeralTickFormatter(format="0%")
-    plot.xaxis.ticker = [0, 0.5, 1]
-    plot.yaxis.ticker = log_ticks(least, 1.4, wanted=2)
+    plot.xaxis.ticker = [0, 0.25, 0.5, 0.75, 1] if x_axis.end < 0.8 else [0, 0.5, 1]
+    plot.yaxis.ticker = log_ticks(y_axis.start, y_axis.end, wanted=2)
     plot.yaxis.formatter = NumeralTickFormatter(format="0.[0000]")
     many = len(curves) > MANY
     depth = [i / max(len(curves) - 1, 1) for i in range(len(curves))]
