@@ -170,7 +170,7 @@ def test_maps_put_every_target_in_its_place():
     assert cell.shade == pytest.approx(target["keep"])
     assert cell.small == f"r {target['rank']}"
     assert target["path"] in cell.detail
-    assert error.rows[0][1][0].text == ".240"
+    assert error.rows[3][1][4].text == f"{target['error']:.3f}".removeprefix("0")
     assert max(cell.shade for _, row in error.rows for cell in row) == 1.0
 
 
