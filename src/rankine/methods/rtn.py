@@ -6,17 +6,17 @@ Asymmetric min-max codes, `group` consecutive inputs of one output share a scale
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from rankine.anatomy import Target
-from rankine.budget import Bid, Option
+from rankine.budget import Bid
 from rankine.method import Card, Compressor, dense_bid, method
 from rankine.metric import Metric
-from rankine.structures import Quantized
+from rankine.structures import Dense, Quantized, Structure
 
 
 @method
@@ -31,6 +31,7 @@ class RTN(Compressor):
         family="quantization",
         summary="plain weight-only quantization, no data: the baseline at equal bytes",
         gives=("quantized",),
+        after=("dense", "low-rank"),
     )
 
     sized: ClassVar[bool] = False
@@ -38,9 +39,21 @@ class RTN(Compressor):
     code_bits: int = 4
     group: int = 64
 
+    @property
+    def template(self) -> Structure:
+        """Codes along the inputs."""
+        return Quantized(self.code_bits, self.group)
+
+    def structure(self, target: Target) -> Structure:
+        """Along the outputs where codes of the inputs' width would end in half a byte; dense where
+        neither fits."""
+        o, i = target.shape
+        for axis, width in ((-1, i), (-2, o)):
+            if width * self.code_bits % 8 == 0:
+                return Quantized(self.code_bits, self.group, axis)
+        return Dense()
+
     def bid(self, target: Target, goal: Tensor, metric: Metric, dtype: torch.dtype) -> Bid:
         """One size."""
-        structure = Quantized(self.code_bits, self.group)
-        loss = float(metric.loss(goal, structure.decode(structure.encode(goal, metric))))
-        option = Option(structure, structure.bits(goal.shape, dtype), loss, self.name)
-        return dense_bid(target, goal, dtype, [option])
+        curve = self.structure(target).curve(goal, metric, dtype)
+        return dense_bid(target, goal, dtype, [replace(o, by=self.name) for o in curve])
