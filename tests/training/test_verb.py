@@ -122,6 +122,25 @@ def test_a_chain_ends_in_healing_with_its_own_input_as_teacher(dense, task, tmp_
     assert rankine.plan(dense, stages=stages).method == "svd → heal"
 
 
+def test_an_earlier_reports_baselines_stay_while_the_teacher_is_the_same_model(
+    dense, task, tmp_path
+):
+    save(dense, tmp_path / "dense")
+    asked = {"task": task, "eval_tokens": 99}
+    rankine.compress(
+        str(tmp_path / "dense"), method="svd", keep=0.3, output=tmp_path / "small", **asked
+    )
+    few = {**asked, "steps": 2, "lr": 1e-3}
+    result = rankine.heal(tmp_path / "small", teacher=tmp_path / "dense", **few)
+    names = [row["name"] for row in result.report["rows"]]
+    assert names[0] == "dense (teacher)"
+    assert [n.endswith("(plain)") for n in names[1:]] == [True, True, False, False]
+    assert names[-1] == names[-2] + " healed"
+    assert result.report["targets"]  # what stands where is still told
+    other = rankine.heal(tmp_path / "small", teacher=llama(), **few).report["rows"]
+    assert [row["kind"] for row in other] == ["dense", "result", "result"]
+
+
 def test_what_cannot_work_is_one_sentence(pair, dense, task, tmp_path):
     teacher, small = pair
     other = llama(vocab_size=40)

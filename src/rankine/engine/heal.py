@@ -45,7 +45,7 @@ class Healed:
 
 
 def heal(
-    model: str | nn.Module | None = None,
+    model: str | Path | nn.Module | None = None,
     *,
     teacher: str | Path | nn.Module | None = None,
     data: str | None = None,
@@ -74,13 +74,14 @@ def heal(
 
     Interrupted, the same call goes on. Raises UserError with one sentence.
     """
+    model, teacher = _plain(model), _plain(teacher)
     recipe, method = _asked(recipe, model, teacher, data, adapter, fields)
     place = Path(output) if output is not None else None
     if place is not None:
         checkpoint.check_output(place, recipe.force)
     with open_run(recipe, model, task, tokenizer, progress or quiet, place) as run:
         run.patch = patch or run.patch
-        followed = None if teacher is None else open_teacher(run, _plain(teacher))
+        followed = None if teacher is None else open_teacher(run, teacher)
         rows = measure_before(run, followed) if evaluate else []
         start = time.perf_counter()
         learned = learn(run, method, 0, followed.model if followed else None)
@@ -101,7 +102,7 @@ def heal(
 def _asked(
     recipe: Recipe | None,
     model: str | nn.Module | None,
-    teacher: str | Path | nn.Module | None,
+    teacher: str | nn.Module | None,
     data: str | None,
     adapter: bool,
     fields: Mapping[str, Any],
@@ -117,8 +118,8 @@ def _asked(
         raise UserError("expected a compressed model to heal, found none: name its directory")
     given = {**base, **{n: v for n, v in fields.items() if n not in knobs}}
     chosen = {**given.pop("set", {}), **{n: v for n, v in fields.items() if n in knobs}}
-    if isinstance(teacher, str | Path):
-        chosen["teacher"] = str(teacher)
+    if isinstance(teacher, str):
+        chosen["teacher"] = teacher
     given["method"] = "heal"
     if isinstance(model, str):
         given["model"] = model
@@ -142,8 +143,8 @@ def _asked(
     ), method
 
 
-def _plain(teacher: str | Path | nn.Module) -> str | nn.Module:
-    return teacher if isinstance(teacher, nn.Module) else str(teacher)
+def _plain(model: str | Path | nn.Module | None) -> str | nn.Module | None:
+    return str(model) if isinstance(model, Path) else model
 
 
 def _write(

@@ -34,10 +34,18 @@ def measure_before(run: Run, teacher: Teacher | None) -> list[dict[str, Any]]:
         found = run.task.score(teacher.model)
         name = f"{teacher.name} (teacher)"
         row = record.row(name, "dense", found, bytes_=teacher.bytes, keep=teacher.keep, method="")
-        rows = [row, *(r for r in rows if r["kind"] != "dense")]
+        rows = [row, *_beside(row, rows)]
     directory = run.info.directory
     size = directory_bytes(directory)[0] if directory else tensor_bytes(run.model)
     return [*rows, _row(run, _name(run), run.work, size)]
+
+
+def _beside(teacher: Mapping[str, Any], old: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The earlier baselines, if the dense model they were made from scored as the teacher does."""
+    dense = next((r for r in old if r["kind"] == "dense"), {})
+    pairs = ((dense.get(f), teacher.get(f)) for f in ("perplexity", "loss"))
+    same = any(a and b and math.isclose(a, b, rel_tol=1e-3) for a, b in pairs)
+    return [r for r in old if r["kind"] != "dense"] if same else []
 
 
 def _earlier(run: Run) -> dict[str, Any]:
