@@ -37,10 +37,10 @@ $(VENV)/.runs: $(VENV)/.python pyproject.toml constraints.txt
 	@$(INSTALL) -e .
 	@touch $@
 
-$(VENV)/.develops: $(VENV)/.runs
-	@echo "installing what tests and checks need into $(VENV)" >&2
+$(VENV)/.develops: $(VENV)/.python pyproject.toml constraints.txt
+	@echo "installing rankine and what tests and checks need into $(VENV)" >&2
 	@$(INSTALL) -e ".[dev]"
-	@touch $@
+	@touch $(VENV)/.runs $@
 
 setup: $(VENV)/.develops
 
