@@ -11,10 +11,11 @@ from typing import Any
 
 from torch import nn
 
-from rankine import checkpoint
+from rankine import checkpoint, report
 from rankine.anatomy import describe
 from rankine.engine import check, record
 from rankine.engine.learn import chain_teacher, learn
+from rankine.engine.parts import with_parts
 from rankine.engine.plan import Plan, driven, fixed_bytes, make_plan
 from rankine.engine.run import Progress, Run, language_task, open_run, quiet
 from rankine.engine.search import smallest_that_holds
@@ -38,9 +39,7 @@ class Result:
 
     def table(self) -> str:
         """The honest table, as text."""
-        from rankine.report import plain_table
-
-        return plain_table(self.report["rows"])
+        return report.plain_table(self.report["rows"])
 
 
 def compress(
@@ -91,14 +90,15 @@ def run_stage(run: Run, number: int) -> Stage | None:
         with timed(run, method.name):
             run.patch |= learn(run, method, number, chain_teacher(run, method)).patch
         return None
-    run.anatomy = run.describe()
+    run.anatomy = with_parts(run.describe(), run.work) if method.inside else run.describe()
     targets = method.targets(run.anatomy, run.recipe.include, run.recipe.exclude)
     stage = Stage(run, method, number, targets)
+    run.targeted = run.targeted or stage.weights
     with timed(run, "survey"):
         measure(stage)
     with timed(run, "allocate"):
         offer(stage)
-        fixed = fixed_bytes(run.model, targets)
+        fixed = fixed_bytes(run.work, targets, method, run.store_dtype)
         stage.choices = allocate(stage, run.recipe.budget(asked), fixed)
     with timed(run, "solve"):
         run.patch = run.patch | solve(stage, stage.choices)
@@ -117,6 +117,9 @@ def save(
         if evaluate:
             record.measure_after(run, saved, data, beside)
         record.write(data, beside)
+        if hasattr(run.model, "config"):
+            cost = report.cost(data) if evaluate else ""
+            checkpoint.write_card(run.model, beside, run.info.directory, cost, bool(run.patch))
     run.forget()
 
 

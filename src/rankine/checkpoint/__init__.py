@@ -8,7 +8,7 @@ from rankine.checkpoint.beside import check_output, written_beside
 from rankine.checkpoint.journal import Journal
 from rankine.checkpoint.load import ModelInfo, directory_bytes, load, open_model
 from rankine.checkpoint.meta import open_meta
-from rankine.checkpoint.save import patch_of, save, write
+from rankine.checkpoint.save import patch_of, save, write, write_card
 
 __all__ = [
     "Journal",
@@ -21,5 +21,6 @@ __all__ = [
     "patch_of",
     "save",
     "write",
+    "write_card",
     "written_beside",
 ]

@@ -80,7 +80,7 @@ def write(
         _save_pretrained(model, beside, patch, max_shard_size)
         if tokenizer is not None:
             tokenizer.save_pretrained(beside)
-        _save_card(model, beside, source, cost, bool(patch))
+        write_card(model, beside, source, cost, bool(patch))
     else:
         _save_plain(model, beside, patch)
     write_sums(beside)
@@ -136,9 +136,11 @@ def untie_output(model: Any, patch: Patch) -> Patch:
     return patch | Patch(tied=held, config={"tie_word_embeddings": False})
 
 
-def _save_card(
+def write_card(
     model: Any, beside: Path, source: str | Path | None, cost: str, patched: bool
 ) -> None:
+    """The model card (README.md), with the licence and notices of `source`; writing it again, with
+    what the measurements said, replaces it."""
     origin = str(source or getattr(model.config, "_name_or_path", "") or "")
     folder = Path(origin) if origin and os.path.isdir(origin) else None
     base = origin if origin and folder is None and origin.count("/") == 1 else None

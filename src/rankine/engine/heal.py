@@ -82,12 +82,12 @@ def heal(
     with open_run(recipe, model, task, tokenizer, progress or quiet, place) as run:
         run.patch = patch or run.patch
         followed = None if teacher is None else open_teacher(run, teacher)
-        rows = measure_before(run, followed) if evaluate else []
+        before = measure_before(run, followed) if evaluate else {}
         start = time.perf_counter()
         learned = learn(run, method, 0, followed.model if followed else None)
         run.times["heal"] = time.perf_counter() - start
         learned.patch.apply(run.model)
-        found = begin(run, method, learned, rows)
+        found = begin(run, method, learned, before)
         if place is None or adapter:
             add_after(run, run.work, found, followed, evaluate)
         if place is not None:

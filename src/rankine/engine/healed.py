@@ -26,8 +26,9 @@ from rankine.training.heal import standing
 CURVE = 50
 
 
-def measure_before(run: Run, teacher: Teacher | None) -> list[dict[str, Any]]:
-    """The teacher, what an earlier report measured on the same text, and the model as it is."""
+def measure_before(run: Run, teacher: Teacher | None) -> dict[str, Any]:
+    """Rows: the teacher, what an earlier report measured on the same text, the model as it is.
+    A sample: the earlier report's, or the teacher's, or the model's own."""
     old = _earlier(run)
     rows = [r for r in old.get("rows", []) if r["kind"] != "result"] if _same_text(run, old) else []
     if teacher is not None:
@@ -37,7 +38,9 @@ def measure_before(run: Run, teacher: Teacher | None) -> list[dict[str, Any]]:
         rows = [row, *_beside(row, rows)]
     directory = run.info.directory
     size = directory_bytes(directory)[0] if directory else tensor_bytes(run.model)
-    return [*rows, _row(run, _name(run), run.work, size)]
+    rows.append(_row(run, _name(run), run.work, size))
+    drawn = record.sample_before(run, teacher.model if teacher is not None else run.work)
+    return {"rows": rows, "samples": old.get("samples") or [s for s in (drawn,) if s]}
 
 
 def _beside(teacher: Mapping[str, Any], old: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -85,7 +88,7 @@ def _kept(run: Run) -> float:
 
 
 def begin(
-    run: Run, method: Learning, learned: Learned, rows: Sequence[dict[str, Any]]
+    run: Run, method: Learning, learned: Learned, before: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The earlier report with the new rows; without one, what is known of the model."""
     from rankine import __version__
@@ -103,14 +106,15 @@ def begin(
         "model": model,
         "targets": [],
         "bytes": record.bytes_by_role(run),
+        **{k: old[k] for k in ("model", "targets", "bytes", "budget") if k in old},
+        "rows": [],
         "samples": [],
-        **{k: old[k] for k in ("model", "targets", "bytes", "samples", "budget") if k in old},
+        **before,
         "schema": record.SCHEMA,
         "rankine": __version__,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "recipe": _recipe(run, method, learned),
         "fingerprints": {k: run.journal.fingerprint[k] for k in ("model", "data", "recipe")},
-        "rows": list(rows),
         "hardware": record.hardware(),
         "versions": record.versions(),
         "times": {k: round(v, 2) for k, v in run.times.items()},
@@ -153,6 +157,7 @@ def add_after(
         if teacher is not None:
             speed["ratio_to_dense"] = found["healed"].speedup
             data["rows"][0]["tokens_per_second"] = found[""].tokens_per_second
+        record.judge_output(run, model, teacher.model if teacher else None, data)
     size = size or before["bytes"]
     row = _row(run, f"{before['name']} healed", model, size, **speed)
     data["rows"].append(row)

@@ -16,10 +16,15 @@ from rankine.errors import UserError
 from rankine.evaluation.latency import faster_from
 from rankine.method import Compressor, Learning, Method, get
 from rankine.recipe import Recipe
+from rankine.recipe import Stage as StageRecipe
 from rankine.tasks.language import parse_tokens
 
 #: Mean stored bits per weight of plain int8 and int4 with 16-bit scale and minimum per 64.
 PLAIN = {"int8": 8.5, "int4": 4.5}
+
+
+#: Bytes of a tensor's entry in a safetensors header beside its name, at most.
+HEADER_ENTRY = 84
 
 
 @dataclass(frozen=True)
@@ -79,17 +84,9 @@ def make_plan(recipe: Recipe, model: nn.Module, anatomy: Anatomy, name: str) -> 
     targets = compressors[0].targets(anatomy, recipe.include, recipe.exclude)
     weights = sum(w.shape[0] * w.shape[1] for t in targets for w in t.weights)
     before = tensor_bytes(model)
-    fixed = fixed_bytes(model, targets)
+    fixed = fixed_bytes(model, targets, compressors[0])
     budget = recipe.budget(sizing[-1][1])
-    after = before
-    if budget is not None:
-        after = fixed + budget.total_bits(weights, fixed) // 8
-        if after <= fixed:
-            raise UserError(
-                f"expected a size above the {format_bytes(fixed)} that no method touches "
-                f"(embeddings, head, norms), found {format_bytes(budget.size or 0)}: ask for more, "
-                "or --include other weights"
-            )
+    after = fixed + _predicted_bits(recipe, sizing, targets, model, fixed) // 8
     return Plan(
         model=name,
         family=anatomy.family,
@@ -133,17 +130,56 @@ def tensor_bytes(model: nn.Module) -> int:
     return sum(seen.values())
 
 
-def fixed_bytes(model: nn.Module, targets: list[Target]) -> int:
-    """Bytes of everything that is no targeted weight, safetensors header included."""
-    targeted = {w.path + "." for t in targets for w in t.weights}
-    seen: dict[int, int] = {}
-    names = 0
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        names += len(name) + 64
-        if any(name.startswith(path) for path in targeted) and not name.endswith(".bias"):
+def _predicted_bits(
+    recipe: Recipe,
+    stages: Sequence[tuple[Compressor, StageRecipe]],
+    targets: list[Target],
+    model: nn.Module,
+    fixed: int,
+) -> int:
+    """Bits of the targets after the whole chain. A method whose knobs fix the size shrinks what it
+    finds by the same share as it would the dense weights."""
+    weights = sum(w.shape[0] * w.shape[1] for t in targets for w in t.weights)
+    dtype = _stored_dtype(model)
+    dense = weights * dtype.itemsize * 8
+    bits = dense
+    for method, asked in stages:
+        budget = recipe.budget(asked)
+        if method.sized:
+            bits = min(bits, budget.total_bits(weights, fixed)) if budget is not None else bits
             continue
-        seen[id(tensor)] = tensor.numel() * tensor.element_size()
-    return sum(seen.values()) + names
+        sizes = [method.structure(t).bits(t.shape, dtype) for t in targets]
+        bits = bits * sum(sizes) // dense
+    return bits
+
+
+def fixed_bytes(
+    model: nn.Module,
+    targets: list[Target],
+    method: Compressor,
+    dtype: torch.dtype | None = None,
+) -> int:
+    """Bytes on disk of everything that is no targeted weight, headers for what will stand in
+    their places included. `dtype`: that of the stored floats, where `model` computes in another.
+    """
+    targeted = tuple(w.path + "." for t in targets for w in t.weights)
+    seen: dict[int, int] = {}
+    names: list[str] = []
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if name.startswith(targeted) and not name.endswith(".bias"):
+            continue
+        names.append(name)
+        size = dtype.itemsize if dtype and tensor.is_floating_point() else tensor.element_size()
+        seen[id(tensor)] = tensor.numel() * size
+    for target in targets:
+        like = model.get_submodule(target.weights[0].path)
+        parts = method.structure(target).module(like).state_dict()
+        names += [f"{w.path}.{part}" for w in target.weights for part in parts]
+    return sum(seen.values()) + 64 + sum(len(name) + HEADER_ENTRY for name in names)
+
+
+def _stored_dtype(model: nn.Module) -> torch.dtype:
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
 def _seconds(
@@ -218,8 +254,7 @@ def _notes(
             f"smaller, not faster here: below a width of about {faster_from()} two small products "
             "cost more than one (--fast keeps such weights dense)"
         )
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    if dtype == torch.float32:
+    if _stored_dtype(model) == torch.float32:
         notes.append(
             "the weights are float32, 32 bits each against the 16 that keep counts: "
             "--dtype bfloat16 buys twice the ranks at the same bytes"

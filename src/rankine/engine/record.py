@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import datetime
+import hashlib
 import itertools
+import math
 import platform
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,7 +21,7 @@ from rankine.budget import Option
 from rankine.checkpoint import directory_bytes
 from rankine.engine.check import measured_size
 from rankine.engine.plan import Plan, tensor_bytes
-from rankine.engine.run import Run, cast, threads_available
+from rankine.engine.run import Run, cast, computing_copy, threads_available
 from rankine.engine.stage import Stage
 from rankine.evaluation.generation import degenerate, sample
 from rankine.evaluation.latency import decode_speed, measure_latency
@@ -29,43 +31,41 @@ from rankine.structures import Quantized, matrix
 from rankine.structures.base import Structure
 
 SCHEMA = "1.0"
+PLAIN_NOTE = "round to nearest, groups of 64; decoded at each call here, so no faster"
 #: Points of a spectrum that the report keeps.
 POINTS = 64
 PROMPTS = ("def read_lines(path):\n    ", "class Stack:\n    def __init__(self", "import os\n")
 
 
 def measure_before(run: Run) -> dict[str, Any]:
-    """The dense model's row and those of plain int8 and int4, before anything is replaced."""
-    dense = score(run, run.work)
-    rows = [
-        row(
-            "dense",
-            "dense",
-            dense,
-            bytes_=tensor_bytes(run.model),
-            keep=_dense_keep(run),
-            method="",
-        )
-    ]
+    """The dense model's row and those of plain int8 and int4, before anything is replaced. The
+    three are timed interleaved: on a busy machine only ratios mean something."""
     targets = [w.path for w in run.anatomy.linears if w.operator != "embedding"]
-    for bits in (8, 4):
-        rows.append(_plain_quantized(run, targets, bits))
-    return {"rows": rows, "sample": _sample(run, run.work)}
+    plain = {f"int{bits} (plain)": plain_quantized(run, targets, bits) for bits in (8, 4)}
+    models = {"dense": run.work, **{name: model for name, (model, _, _) in plain.items()}}
+    figures = {name: dict(run.task.score(model)) for name, model in models.items()}
+    if generates(run, run.work):
+        for name, latency in measure_latency(models).items():
+            figures[name]["tokens_per_second"] = latency.tokens_per_second
+            figures[name]["ratio_to_dense"] = latency.speedup
+    size, keep = tensor_bytes(run.model), run.store_dtype.itemsize * 8 / 16
+    rows = [row("dense", "dense", figures["dense"], bytes_=size, keep=keep, method="")]
+    for name, (_, bytes_, kept) in plain.items():
+        found = {"method": "rtn", "bytes_": bytes_, "keep": kept, "note": PLAIN_NOTE}
+        rows.append(row(name, "baseline", figures[name], **found))
+    return {"rows": rows, "sample": sample_before(run, run.work), "bytes": bytes_by_role(run)}
 
 
 def before(report: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a report that `measure_before` gave: other methods on the same model share it."""
     rows = [row for row in report["rows"] if row["kind"] != "result"]
     samples = [{k: s[k] for k in ("prompt", "before")} for s in report["samples"]]
-    return {"rows": rows, "sample": samples[0] if samples else None}
+    sample_before = samples[0] if samples else None
+    return {"rows": rows, "sample": sample_before, "bytes": report["bytes_before"]}
 
 
-def _dense_keep(run: Run) -> float:
-    return run.store_dtype.itemsize * 8 / 16
-
-
-def _plain_quantized(run: Run, paths: list[str], bits: int) -> dict[str, Any]:
-    """Round-to-nearest codes of every block weight: the baseline at its own bytes."""
+def plain_quantized(run: Run, paths: list[str], bits: int) -> tuple[nn.Module, int, float]:
+    """(model, bytes on disk, keep) with round-to-nearest codes in place of every block weight."""
     structure = Quantized(bits, group=64)
     copied, patch = copy.deepcopy(run.work), Patch()
     weights = 0
@@ -79,23 +79,7 @@ def _plain_quantized(run: Run, paths: list[str], bits: int) -> dict[str, Any]:
     upcast = {n: t.float() if t.is_floating_point() else t for n, t in patch.tensors.items()}
     replace(patch, tensors=upcast).apply(copied)
     other = tensor_bytes(run.model) - weights * run.store_dtype.itemsize
-    return row(
-        f"int{bits} (plain)",
-        "baseline",
-        score(run, copied),
-        bytes_=other + patch.bits() // 8,
-        keep=patch.bits() / (16 * max(weights, 1)),
-        method="rtn",
-        note="round to nearest, groups of 64; decoded at each call here, so no faster",
-    )
-
-
-def score(run: Run, model: nn.Module) -> dict[str, Any]:
-    """The task's figures and the decoding speed."""
-    found: dict[str, Any] = dict(run.task.score(model))
-    if generates(run, model):
-        found["tokens_per_second"] = decode_speed(model)
-    return found
+    return copied, other + patch.bits() // 8, patch.bits() / (16 * max(weights, 1))
 
 
 def generates(run: Run, model: nn.Module) -> bool:
@@ -130,7 +114,7 @@ def begin(run: Run, plan: Plan, stages: list[Stage], before: Mapping[str, Any]) 
     from rankine import __version__
 
     last = stages[-1]
-    size = measured_size(run.model, last.targets)
+    size = measured_size(run.model, stages[0].targets)
     chain = run.recipe.chain()
     asked = run.recipe.budget(chain[last.number])
     return {
@@ -146,7 +130,11 @@ def begin(run: Run, plan: Plan, stages: list[Stage], before: Mapping[str, Any]) 
             "dtype": str(run.store_dtype).removeprefix("torch."),
         },
         "recipe": run.recipe.model_dump(mode="json", exclude_defaults=True),
-        "fingerprints": {k: run.journal.fingerprint[k] for k in ("model", "data", "recipe")},
+        "fingerprints": {
+            "model": run.journal.fingerprint["model"],
+            "data": run.journal.fingerprint["data"],
+            "recipe": hashlib.sha256(run.journal.fingerprint["recipe"].encode()).hexdigest(),
+        },
         "plan": plan.to_json(),
         "budget": {
             "asked": {
@@ -160,6 +148,7 @@ def begin(run: Run, plan: Plan, stages: list[Stage], before: Mapping[str, Any]) 
         "rows": list(before.get("rows", [])),
         "targets": [entry for stage in stages for entry in target_entries(stage)],
         "bytes": bytes_by_role(run),
+        "bytes_before": dict(before.get("bytes", {})),
         "samples": [dict(before["sample"])] if before.get("sample") else [],
         "hardware": hardware(),
         "versions": versions(),
@@ -179,33 +168,35 @@ def measure_after(
     kept, method = data["budget"]["keep"], data["result"]["method"]
     weights = directory_bytes(directory)[0] if directory is not None else tensor_bytes(run.model)
     data["budget"]["size"] = weights
-    on_cpu = next(saved.parameters()).device.type == "cpu"
-    computing = cast(saved, torch.float32) if on_cpu else saved
+    computing = saved
+    if next(saved.parameters()).device.type == "cpu":  # what the caller gets keeps its dtype
+        computing = computing_copy(saved) if saved is run.model else cast(saved, torch.float32)
     found: dict[str, Any] = dict(run.task.score(computing))
     if generates(run, computing):
         dense = run.reopen_dense()
-        found.update(speed_beside(dense, computing))
-        _judge_output(run, computing, dense, data)
+        found.update(speed_beside(dense, computing, data["rows"]))
+        judge_output(run, computing, dense, data)
     data["rows"].append(
         row(f"{method} {kept:.2f}", "result", found, bytes_=weights, keep=kept, method=method)
     )
     data["times"] = {k: round(v, 2) for k, v in run.times.items()}
 
 
-def speed_beside(dense: nn.Module | None, model: nn.Module) -> dict[str, float]:
-    """Decoding speed, interleaved with the dense model's where that can be opened again."""
+def speed_beside(
+    dense: nn.Module | None, model: nn.Module, rows: list[dict[str, Any]]
+) -> dict[str, float]:
+    """Decoding speed, interleaved with the dense model's where that can be opened again: the ratio
+    is measured, tokens per second are the ratio times the dense row's."""
     if dense is None:
         return {"tokens_per_second": decode_speed(model)}
     both = measure_latency({"dense": dense, "result": model})
-    return {
-        "tokens_per_second": both["result"].tokens_per_second,
-        "ratio_to_dense": both["result"].speedup,
-    }
+    ratio = both["result"].speedup
+    known = (r["tokens_per_second"] for r in rows if r["kind"] == "dense")
+    base = next(known, both["dense"].tokens_per_second)
+    return {"tokens_per_second": ratio * base, "ratio_to_dense": ratio}
 
 
-def _judge_output(
-    run: Run, model: nn.Module, dense: nn.Module | None, data: dict[str, Any]
-) -> None:
+def judge_output(run: Run, model: nn.Module, dense: nn.Module | None, data: dict[str, Any]) -> None:
     """A sample after, and a warning when the output has become degenerate."""
     if data["samples"]:
         data["samples"][0]["after"] = sample(model, run.tokenizer, PROMPTS[0])
@@ -214,7 +205,7 @@ def _judge_output(
         data["warnings"].append(problem)
 
 
-def _sample(run: Run, model: nn.Module) -> dict[str, str] | None:
+def sample_before(run: Run, model: nn.Module) -> dict[str, str] | None:
     if not generates(run, model):
         return None
     return {"prompt": PROMPTS[0], "before": sample(model, run.tokenizer, PROMPTS[0])}
@@ -258,10 +249,10 @@ def _tail_points(options: tuple[Option, ...]) -> dict[str, list[float]]:
     )
     if len(ranked) < 3:
         return {"spectrum": [], "spectrum_ranks": []}
-    values = [(r2, max(l1 - l2, 0.0) ** 0.5) for (_, l1), (r2, l2) in itertools.pairwise(ranked)]
-    step = max(1, len(values) // POINTS)
+    steps = itertools.pairwise(ranked)
+    values = [(r2, (max(l1 - l2, 0.0) / (r2 - r1)) ** 0.5) for (r1, l1), (r2, l2) in steps]
+    kept = values[:: math.ceil(len(values) / POINTS)]
     top = max(v for _, v in values) or 1.0
-    kept = values[::step]
     return {"spectrum": [v / top for _, v in kept], "spectrum_ranks": [float(r) for r, _ in kept]}
 
 

@@ -56,6 +56,8 @@ class Run:
     patch: Patch = field(default_factory=Patch)
     times: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    #: Number of weights that the first stage targets: what `keep` refers to in a chain.
+    targeted: int = 0
     #: Was the model given by name? Then it can be opened again.
     named: bool = True
 

@@ -98,4 +98,5 @@ def next_keep(tried: dict[float, float], allowed: float) -> float:
         keep = min(0.5 * (failing[-1][0] + 1.0), 0.98)
     else:
         keep = max(holding[0][0] - 0.2, 0.1)
-    return math.ceil(keep * 200) / 200
+    # Rounded first: 0.555 × 200 is 111.00000000000001.
+    return math.ceil(round(keep * 200, 6)) / 200

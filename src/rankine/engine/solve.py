@@ -25,6 +25,7 @@ from rankine.engine.stage import Stage, WorkSource, fit, put
 from rankine.method import Evidence, Refine
 from rankine.patch import Patch
 from rankine.statistics import Moment, MomentSum, OutputGradient, Walk
+from rankine.statistics.survey import finite
 from rankine.statistics.walk import listening
 from rankine.structures import Dense
 from rankine.training.refine import refine_block
@@ -118,8 +119,8 @@ class Stream:
                 for key, x, x_dense in zip(reads, seen, before, strict=True):
                     cross[key].add(x, x_dense)
         return (
-            {k: m.mean() for k, m in own.items()},
-            {k: m.mean() for k, m in cross.items()} if anchored else {},
+            {k: finite(m, k, "activations of the compressed model") for k, m in own.items()},
+            {k: finite(m, k, "activations") for k, m in cross.items()} if anchored else {},
         )
 
     @torch.no_grad()

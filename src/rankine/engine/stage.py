@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -127,15 +128,26 @@ def allocate(stage: Stage, budget: Budget | None, fixed_bytes: int = 0) -> dict[
             f"expected a budget for {stage.method.name}, found none: give one of --keep 0.7, "
             "--size 4GB, --bits 8, or --max-loss 1.02x"
         )
-    bits = budget.total_bits(stage.weights, fixed_bytes)
+    # In a chain `keep` refers to the original model, `bits` to what the stage targets.
+    weights = stage.weights if budget.keep is None else stage.run.targeted
+    bits = budget.total_bits(weights, fixed_bytes)
     least = sum(min(o.bits for o in bid.options) for bid in stage.bids)
     if bits < least:
         raise BudgetError(
-            f"expected a budget that {stage.method.name} can reach, found {describe(budget)}: "
-            f"its smallest sizes keep {least / (16 * stage.weights):.3f} of the targeted weights; "
-            "ask for more, exclude fewer weights or choose another method"
+            f"expected a budget that {stage.method.name} can reach, found {describe(budget)}: its "
+            f"smallest sizes take {smallest(budget, least, weights, fixed_bytes)}; ask for that or "
+            "more, exclude fewer weights or choose another method"
         )
     return stage.method.allocate(stage.bids, bits, WorkBench(stage))
+
+
+def smallest(budget: Budget, bits: int, weights: int, fixed_bytes: int) -> str:
+    """What to ask for, in the budget's own words; rounded up, so that it works."""
+    if budget.size is not None:
+        return f"size {fixed_bytes + math.ceil(bits / 8)} (bytes)"
+    if budget.bits is not None:
+        return f"bits {math.ceil(1000 * bits / weights) / 1000:g}"
+    return f"keep {math.ceil(1000 * bits / (16 * weights)) / 1000:g}"
 
 
 def describe(budget: Budget) -> str:
