@@ -51,8 +51,8 @@ def measure_before(run: Run) -> dict[str, Any]:
     size, keep = tensor_bytes(run.model), run.store_dtype.itemsize * 8 / 16
     rows = [row("dense", "dense", figures["dense"], bytes_=size, keep=keep, method="")]
     for name, (_, bytes_, kept) in plain.items():
-        found = {"method": "rtn", "bytes_": bytes_, "keep": kept, "note": PLAIN_NOTE}
-        rows.append(row(name, "baseline", figures[name], **found))
+        found = figures[name] | {"note": PLAIN_NOTE}
+        rows.append(row(name, "baseline", found, bytes_=bytes_, keep=kept, method="rtn"))
     return {"rows": rows, "sample": sample_before(run, run.work), "bytes": bytes_by_role(run)}
 
 
@@ -95,7 +95,6 @@ def row(
     bytes_: int,
     keep: float,
     method: str,
-    note: str = "",
 ) -> dict[str, Any]:
     """One line of the honest table."""
     return {
@@ -104,7 +103,6 @@ def row(
         "method": method,
         "keep": keep,
         "bytes": bytes_,
-        "note": note,
         **{k: v for k, v in found.items() if k != "tokens"},
     }
 
