@@ -60,6 +60,21 @@ def test_only_what_the_structures_declare_changes(dense, task):
     assert any(name.endswith("codes") for name in before)
 
 
+def test_what_a_later_stage_put_inside_a_factor_declares_for_itself(dense, task):
+    student, patch = compressed(dense, LOW)
+    inside = Patch()
+    for path in list(patch.modules)[:3]:
+        codes = Quantized(4, group=16)
+        w = student.get_submodule(path).down.weight.detach()
+        inside |= Patch.of(f"{path}.down", codes, codes.encode(w, Metric()))
+    inside.apply(student)
+    before = tensors(student)
+    train(student, task, Healing(patch | inside), SHORT)
+    quantized = {f"{path}.{part}" for path in inside.modules for part in ("scale", "minimum")}
+    factors = {n for n in before if n.endswith(("down.weight", "up.weight"))}
+    assert changed(before, student) == quantized | factors
+
+
 def test_norms_are_trained_on_demand_and_everything_in_mode_all(dense, task):
     student, patch = compressed(dense, LOW)
     before = tensors(student)
@@ -159,3 +174,15 @@ def test_the_divergence_is_zero_for_the_teacher_itself_and_scales_with_its_weigh
     assert float(own.abs().max()) < 1e-6
     assert bool((one > 0).all())
     torch.testing.assert_close(two, 2 * one + nats)
+
+
+@pytest.mark.parametrize("mode", ["factors", "lora", "all"])
+def test_masters_are_float32_among_16_bit_weights(dense, task, mode):
+    student, patch = compressed(dense, MIXED)
+    student = student.to(torch.bfloat16)
+    learner = get("heal", {"mode": mode}).learner(patch)
+    before = task.score(student)["loss"]
+    found, _ = train(student, task, learner, Schedule(20, 3e-3))
+    assert {t.dtype for t in found.tensors.values()} == {torch.float32} or mode == "lora"
+    assert {p.dtype for p in student.parameters()} == {torch.bfloat16}
+    assert task.score(student)["loss"] < before

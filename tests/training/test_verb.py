@@ -158,3 +158,54 @@ def test_what_cannot_work_is_one_sentence(pair, dense, task, tmp_path):
         rankine.heal(small, task=task, output=tmp_path / "small")
     with pytest.raises(UserError, match="factors to train"):
         rankine.heal(teacher, task=task_of(), **KNOBS)
+
+
+@pytest.fixture(scope="module")
+def spoken(tmp_path_factory):
+    """A directory with a model, its tokenizer, and a text file."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    place = tmp_path_factory.mktemp("spoken")
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: n for n, token in enumerate([*alphabet, "<eos>"])}
+    bpe = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<eos>")
+    save(llama(vocab_size=len(vocabulary)), place / "dense", tokenizer=tokenizer)
+    lines = "".join(f"total_{n} = total_{n - 1} + {n * n}\n" for n in range(600))
+    (place / "text.txt").write_text(lines)
+    return place
+
+
+def test_a_text_file_heals_and_its_held_out_windows_score(spoken, tmp_path):
+    text = str(spoken / "text.txt")
+    asked = {"evaluation": text, "eval_tokens": 512, "tokens": "64x32"}
+    small = tmp_path / "small"
+    rankine.compress(
+        str(spoken / "dense"), method="svd", keep=0.5, calibration=text, output=small, **asked
+    )
+    result = rankine.heal(small, data=text, lr=1e-2, output=tmp_path / "healed", **asked)
+    before, after = (row["perplexity"] for row in result.report["rows"][-2:])
+    assert after < before
+    assert result.report["healing"]["steps"] == 8
+    assert result.report["recipe"]["tokens"] == "64x32"
+    assert result.report["samples"][0]["after"] is not None
+    assert load(tmp_path / "healed").config.vocab_size == 257
+
+
+def test_a_teacher_with_other_tokens_of_the_same_number_is_refused(spoken, tmp_path):
+    import json
+    import shutil
+
+    other = tmp_path / "other"
+    shutil.copytree(spoken / "dense", other)
+    words = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = words["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    (other / "tokenizer.json").write_text(json.dumps(words))
+    with pytest.raises(UserError, match="other tokens"):
+        rankine.heal(
+            str(spoken / "dense"), teacher=str(other), data=str(spoken / "text.txt"), mode="all"
+        )

@@ -159,6 +159,9 @@ def _write(
         saved = cast(saved, torch.float32) if on_cpu else saved
         add_after(run, saved, data, teacher, evaluate, directory_bytes(beside)[0])
         record.write(data, beside)
+        if hasattr(run.model, "config"):
+            cost = report.cost(data) if evaluate else ""
+            checkpoint.write_card(run.model, beside, run.info.directory, cost, bool(run.patch))
 
 
 def _write_adapter(run: Run, learned: Learned, place: Path) -> None:

@@ -80,7 +80,8 @@ def _row(run: Run, name: str, model: nn.Module, size: int, **more: Any) -> dict[
 
 def _kept(run: Run) -> float:
     """Stored bits ÷ 16 per weight of what stands compressed in the model."""
-    paths = standing(run.model, run.patch).modules
+    found = standing(run.model, run.patch).modules
+    paths = [p for p in found if not any(p.startswith(other + ".") for other in found)]
     weights = sum(math.prod(weight_shape(run.model.get_submodule(p))) for p in paths)
     if not weights:
         return run.store_dtype.itemsize / 2
@@ -106,7 +107,7 @@ def begin(
         "model": model,
         "targets": [],
         "bytes": record.bytes_by_role(run),
-        **{k: old[k] for k in ("model", "targets", "bytes", "budget") if k in old},
+        **{k: old[k] for k in ("model", "targets", "bytes", "bytes_before", "budget") if k in old},
         "rows": [],
         "samples": [],
         **before,
@@ -114,7 +115,7 @@ def begin(
         "rankine": __version__,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "recipe": _recipe(run, method, learned),
-        "fingerprints": {k: run.journal.fingerprint[k] for k in ("model", "data", "recipe")},
+        "fingerprints": record.fingerprints(run),
         "hardware": record.hardware(),
         "versions": record.versions(),
         "times": {k: round(v, 2) for k, v in run.times.items()},

@@ -128,11 +128,7 @@ def begin(run: Run, plan: Plan, stages: list[Stage], before: Mapping[str, Any]) 
             "dtype": str(run.store_dtype).removeprefix("torch."),
         },
         "recipe": run.recipe.model_dump(mode="json", exclude_defaults=True),
-        "fingerprints": {
-            "model": run.journal.fingerprint["model"],
-            "data": run.journal.fingerprint["data"],
-            "recipe": hashlib.sha256(run.journal.fingerprint["recipe"].encode()).hexdigest(),
-        },
+        "fingerprints": fingerprints(run),
         "plan": plan.to_json(),
         "budget": {
             "asked": {
@@ -157,6 +153,13 @@ def begin(run: Run, plan: Plan, stages: list[Stage], before: Mapping[str, Any]) 
             "knobs": last.method.knobs(),
         },
     }
+
+
+def fingerprints(run: Run) -> dict[str, str]:
+    """sha256 of the model, the calibration data and the recipe."""
+    found = run.journal.fingerprint
+    recipe = hashlib.sha256(found["recipe"].encode()).hexdigest()
+    return {"model": found["model"], "data": found["data"], "recipe": recipe}
 
 
 def measure_after(
