@@ -68,8 +68,10 @@ def knob_doc(cls: type[Method], knob: str) -> str:
 
 
 def may_follow(earlier: Card, later: Card) -> bool:
-    """May `later` stand behind `earlier` in a recipe? A card names the families it may follow."""
-    return earlier.family in later.after
+    """May `later` stand behind `earlier` in a recipe? A card names the families it may follow;
+    training leaves what stood there."""
+    standing = earlier.after if earlier.family == "training" else (earlier.family,)
+    return bool(set(standing) & set(later.after))
 
 
 # -- markdown -------------------------------------------------------------------------------------
