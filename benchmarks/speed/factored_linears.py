@@ -85,7 +85,8 @@ def widths(arguments: argparse.Namespace) -> dict[str, object]:
     for name, dtype in DTYPES.items():
         for layout in ("rows", "fused"):
             speedups = measure_widths(0.7, dtype, arguments.repeats, layout)  # type: ignore[arg-type]
-            print(f"{name}, {layout}: " + "  ".join(f"{w}: {s:.2f}x" for w, s in speedups.items()))
+            by_width = "  ".join(f"{width}: {s:.2f}x" for width, s in speedups.items())
+            print(f"{name}, {layout}: {by_width}")
             print(f"  factors at keep 0.7 are faster from a width of {crossing(speedups)}")
             found[f"{name} {layout}"] = {"speedups": speedups, "faster_from": crossing(speedups)}
     return found
@@ -93,9 +94,7 @@ def widths(arguments: argparse.Namespace) -> dict[str, object]:
 
 def show(title: str, rows: list[LinearSpeed]) -> None:
     """One table."""
-    print(
-        f"\n{title}\n{'form':>14} {'ms':>8} {'MB':>7} {'GB/s':>6} {'speed-up':>9} {'limit':>6} share"
-    )
+    print(f"\n{title}\n          form       ms      MB   GB/s  speed-up  limit share")
     for row in rows:
         print(
             f"{row.name:>14} {row.seconds * 1e3:8.2f} {row.bytes / 1e6:7.1f} "

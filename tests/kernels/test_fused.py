@@ -35,7 +35,9 @@ def no_twin(monkeypatch):
 
 @needs_compiler
 @pytest.mark.parametrize("dtype", fused.DTYPES)
-@pytest.mark.parametrize("sizes", [(1, 1, 1), (3, 2, 5), (4, 4, 4), (37, 11, 53), (130, 33, 257)])
+@pytest.mark.parametrize(
+    "sizes", [(1, 1, 1), (3, 2, 5), (4, 4, 4), (37, 11, 53), (130, 97, 257), (8, 64, 96)]
+)
 @pytest.mark.parametrize("threads", [1, 2])
 def test_exact_to_rounding(dtype, sizes, threads, no_twin, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
