@@ -98,6 +98,29 @@ def test_keywords_of_compress_are_the_fields():
         rankine.compress("embedded", kep=0.5)
 
 
+@pytest.mark.parametrize(
+    ("verb", "function"),
+    [
+        ("plan", "plan"),
+        ("compare", "compare"),
+        ("eval", "evaluate"),
+        ("heal", "heal"),
+        ("export", "export"),
+        ("inspect", "inspect"),
+    ],
+)
+def test_options_of_every_verb_are_keywords_in_python(verb, function):
+    """Options that only decide how the process runs or prints have no keyword."""
+    parameters = inspect.signature(getattr(rankine, function)).parameters
+    keywords = set(parameters)
+    if "fields" in parameters:
+        keywords |= set(Recipe.model_fields) | {"mode"}
+    places = {"where": "model", "directory": "model"}
+    options_ = {places.get(p.name, p.name) for p in command_of(verb).params}
+    keywords = {places.get(name, name) for name in keywords}
+    assert options_ - keywords <= {"help", "json", "recipe", "threads"}
+
+
 def test_a_recipe_file_underlies_the_options(tmp_path):
     file = tmp_path / "recipe.yaml"
     file.write_text(yaml.safe_dump({"method": "svd", "keep": 0.8, "seed": 3}))
