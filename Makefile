@@ -56,6 +56,7 @@ check: $(VENV)/.develops
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
 	@$(BIN)/python tools/generate.py --check
+	@$(BIN)/python -m benchmarks.claims --check
 
 format: $(VENV)/.develops
 	@$(BIN)/ruff check --fix .
@@ -63,6 +64,7 @@ format: $(VENV)/.develops
 
 docs: $(VENV)/.develops
 	@$(BIN)/python tools/generate.py
+	@$(BIN)/python -m benchmarks.claims --docs
 
 claims: $(VENV)/.develops
 	@$(BIN)/python -m benchmarks.claims $(SYSTEM) $(if $(FULL),--full) $(ARGS)

@@ -131,11 +131,17 @@ def _page(found: list[dict[str, Any]]) -> Iterator[str]:
     )
     for e in found:
         yield f"\n## {e['name']}\n\n{e['title']} ({reference(e['reference'])}). {e['summary']}.\n"
-        yield f"Source: [`{e['file']}`](../src/rankine/methods/{e['file']})."
+        yield _links(e)
         if e["knobs"]:
             knobs = [[f"`{k['name']}`", f"`{k['type']}`", f"`{k['default']}`", k["doc"]]
                      for k in e["knobs"]]  # fmt: skip
             yield "\n" + table(("knob", "type", "default", "meaning"), knobs)
+
+
+def _links(e: dict[str, Any]) -> str:
+    source = f"Source: [`{e['file']}`](../src/rankine/methods/{e['file']})."
+    page = f"methods/{e['name']}.md"
+    return f"{source} More: [{page}]({page})." if (ROOT / "docs" / page).exists() else source
 
 
 def _names(found: list[dict[str, Any]]) -> set[str]:
