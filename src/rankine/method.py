@@ -174,6 +174,8 @@ class Compressor(Method):
 
     #: False when the knobs alone fix the size (plain quantization): no budget is asked for.
     sized: ClassVar[bool] = True
+    #: Does it take the parts of an earlier structure (`down`, `up`) instead of the whole weight?
+    inside: ClassVar[bool] = False
 
     @property
     def stream(self) -> Stream:

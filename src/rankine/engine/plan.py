@@ -12,6 +12,7 @@ from torch import nn
 
 from rankine.anatomy import Anatomy, Target
 from rankine.budget import Budget, format_bytes
+from rankine.engine.parts import stage_targets, with_parts
 from rankine.errors import UserError
 from rankine.evaluation.latency import faster_from
 from rankine.method import Compressor, Learning, Method, get
@@ -81,7 +82,9 @@ def make_plan(recipe: Recipe, model: nn.Module, anatomy: Anatomy, name: str) -> 
     if not sizing:
         raise UserError(f"{methods[0].name} trains a model as it is: use `rankine heal`")
     compressors = [method for method, _ in sizing]
-    targets = compressors[0].targets(anatomy, recipe.include, recipe.exclude)
+    if compressors[0].inside:  # of a model that an earlier run factored
+        anatomy = with_parts(anatomy, model)
+    targets = stage_targets(compressors[0], anatomy, recipe)
     weights = sum(w.shape[0] * w.shape[1] for t in targets for w in t.weights)
     before = tensor_bytes(model)
     fixed = fixed_bytes(model, targets, compressors[0])

@@ -94,6 +94,11 @@ class Auto(Compressor):
         return Refine(epochs=self.epochs, lr=self.lr) if self.refine else None
 
     @property
+    def template(self) -> Structure:
+        """Two factors, or their pivoted form where that bids."""
+        return LowRank(1, pivoted="pivoted" in self.structures)
+
+    @property
     def gradient(self) -> OutputGradient:
         """The statistic of the output side."""
         return OutputGradient(self.middle, self.clip)

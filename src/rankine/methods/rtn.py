@@ -35,6 +35,7 @@ class RTN(Compressor):
     )
 
     sized: ClassVar[bool] = False
+    inside: ClassVar[bool] = True
 
     code_bits: int = 4
     group: int = 64

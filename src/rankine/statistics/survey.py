@@ -168,11 +168,11 @@ def _forward(walk: Walk, unit: Unit, wanted: Unit) -> dict[str, Tensor]:
     return {
         f"{key}/{name}": tensor
         for key, total in sums.items()
-        for name, tensor in _finite(total, paths[key], "activations").tensors().items()
+        for name, tensor in finite(total, paths[key], "activations").tensors().items()
     }
 
 
-def _finite(total: MomentSum, path: str, what: str) -> Moment:
+def finite(total: MomentSum, path: str, what: str) -> Moment:
     if total.count == 0:
         raise UserError(
             f"expected calibration data to reach {path}, found none: "
@@ -286,7 +286,7 @@ class _Gradients:
         """Mean over positions, times positions per term."""
         found: dict[str, Tensor] = {}
         for key, total in self.sums.items():
-            tensors = _finite(total, self.unit.writes[key][0], "gradients").tensors()
+            tensors = finite(total, self.unit.writes[key][0], "gradients").tensors()
             tensors["h"] = tensors["h"] * (self.positions[key] / max(terms, 1.0))
             found.update({f"{key}/{name}": tensor for name, tensor in tensors.items()})
         return found
