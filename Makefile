@@ -48,7 +48,7 @@ demo: $(VENV)/.runs
 	@$(BIN)/rankine demo -o out/demo --force $(ARGS)
 
 test: $(VENV)/.develops
-	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --timeout 600 $(ARGS)
 
 check: $(VENV)/.develops
 	@$(BIN)/ruff check .
