@@ -106,3 +106,17 @@ def test_empty_and_not_finite(oracle, tokenizer):
 
 def test_a_random_model_writes_nonsense_but_no_loops(model, tokenizer):
     assert degenerate(model, tokenizer, ("def f(", "import "), temperature=1.0) is None
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_drawn_output_of_an_ordinary_language_passes(oracle, tokenizer, seed):
+    # Eight likely successors per byte, as a trained model has: no loops in what is drawn.
+    from types import SimpleNamespace
+
+    table = torch.randn(257, 257, generator=torch.Generator().manual_seed(seed)) * 3
+
+    class Bigrams(oracle):
+        def forward(self, input_ids, use_cache=True, past_key_values=None):
+            return SimpleNamespace(logits=self.rule(input_ids), past_key_values=None)
+
+    assert degenerate(Bigrams(lambda ids: table[ids]), tokenizer, ("a", "b", "c", "d")) is None

@@ -168,3 +168,11 @@ def test_a_hub_out_of_reach_is_one_sentence(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", load)
     with pytest.raises(UserError, match=r"no hub data set in reach: no route$"):
         read("owner/name")
+
+
+def test_embedded_splits_share_no_text():
+    calibration, evaluation = set(read("embedded")), set(read("embedded", split="evaluation"))
+    assert len(calibration) > 50
+    assert len(evaluation) > 30
+    assert not calibration & evaluation
+    assert set(read("embedded", split="train")) == calibration

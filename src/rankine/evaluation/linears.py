@@ -228,9 +228,9 @@ def parameter_bytes(module: nn.Module) -> int:
 
 # -- below which width two products cost more than one ---------------------------------------------
 #: √(outputs · inputs) from which factors at keep 0.7 decode faster than the dense weight through
-#: torch's products, one thread: `python benchmarks/speed/factored_linears.py --widths` (AMD EPYC with
-#: AVX-512, torch 2.13). A bfloat16 product costs 15 µs to start, a float32 one 5 µs. Through
-#: `kernels.fused` it is 384 for both.
+#: torch's products, one thread. Measured by `python benchmarks/speed/factored_linears.py --widths`
+#: on an AMD EPYC with AVX-512, torch 2.13: a bfloat16 product costs 15 µs to start, a float32 one
+#: 5 µs. Through `kernels.fused` it is 384 for both.
 FASTER_FROM = {torch.float32: 512, torch.bfloat16: 1536}
 
 WIDTHS = (128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
