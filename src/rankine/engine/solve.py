@@ -22,6 +22,7 @@ from rankine.anatomy import Block, Target, Weight
 from rankine.budget import Option
 from rankine.engine.run import generator
 from rankine.engine.stage import Stage, WorkSource, fit, put
+from rankine.errors import UserError
 from rankine.method import Evidence, Refine
 from rankine.patch import Patch
 from rankine.statistics import Moment, MomentSum, OutputGradient, Walk
@@ -29,6 +30,9 @@ from rankine.statistics.survey import finite
 from rankine.statistics.walk import listening
 from rankine.structures import Dense
 from rankine.training.refine import refine_block
+
+#: Step of the weights that no block holds: after all others.
+OUTSIDE = (1 << 30, 0)
 
 
 def solve(stage: Stage, choices: Mapping[str, Option]) -> Patch:
@@ -73,32 +77,59 @@ def _solve_in_order(stage: Stage, choices: Mapping[str, Option], due: Sequence[T
         for w in step
     }
     for target in due:
-        at.setdefault(max(place[w.path] for w in target.weights), []).append(target)
+        last = max(place.get(w.path, OUTSIDE) for w in target.weights)
+        at.setdefault(last, []).append(target)
     done = 0
     for block in run.anatomy.blocks:
-        stream = Stream(walk, block, copy.deepcopy(walk.module(block)), dense_hidden)
+        stream = Stream.of_block(walk, block, dense_hidden)
         block_patch = Patch()
         for s in range(len(block.steps)):
-            targets = at.get((block.index, s), [])
+            targets = at.pop((block.index, s), [])
             block_patch |= _solve_step(stage, choices, targets, stream)
             done += len(targets)
             run.progress("solve", done, len(due))
         if stage.method.refinement is not None and block_patch:
-            block_patch = _refined(stage, stream, block_patch, stage.method.refinement)
+            block_patch = _refined(stage, stream, block, block_patch, stage.method.refinement)
         patch |= block_patch
         dense_hidden = stream.dense_outputs()
         walk.advance(block)
+    for targets in at.values():  # behind the last block: the head
+        behind = stream if walk.whole else Stream.behind(walk, dense_hidden)
+        patch |= _solve_step(stage, choices, targets, behind)
+        run.progress("solve", len(due), len(due))
     return patch
 
 
 @dataclass
 class Stream:
-    """One block, twice: as it was on the dense stream, as it becomes on the compressed one."""
+    """A part of the model, twice: as it was on the dense stream, as it becomes on the compressed
+    one. `run(batch, hidden, module)` runs either; `path` is where the part stands."""
 
     walk: Walk
-    block: Block
+    path: str
+    work: nn.Module
     dense: nn.Module
     dense_hidden: list[Tensor]
+    run: Callable[[int, Tensor, nn.Module], Any]
+
+    @classmethod
+    def of_block(cls, walk: Walk, block: Block, dense_hidden: list[Tensor]) -> Stream:
+        """One block, before any of its weights is replaced."""
+        work = walk.module(block)
+
+        def run(n: int, hidden: Tensor, module: nn.Module) -> Any:
+            return walk.forward(block, n, hidden, module)
+
+        return cls(walk, block.path, work, copy.deepcopy(work), dense_hidden, run)
+
+    @classmethod
+    def behind(cls, walk: Walk, dense_hidden: list[Tensor]) -> Stream:
+        """What follows the last block: the same modules on both streams."""
+
+        def run(n: int, hidden: Tensor, module: nn.Module) -> Any:
+            return walk.tail(n, hidden)
+
+        return cls(walk, "", walk.model, walk.model, dense_hidden, run)
 
     @torch.no_grad()
     def moments(
@@ -107,52 +138,48 @@ class Stream:
         """(E[x' x'ᵀ], E[x x'ᵀ]) of the named tensors; the second only for anchored streams."""
         own = {key: MomentSum() for key in reads}
         cross = {key: MomentSum() for key in reads}
-        prefix = self.block.path + "." if self.block.path else ""
         for n, hidden in enumerate(self.walk.hidden):
-            work = self.walk.module(self.block)
-            seen = _inputs(work, [k.removeprefix(prefix) for k in reads], self, n, hidden)
-            for key, x in zip(reads, seen, strict=True):
+            seen = self._inputs(self.work, reads, n, hidden)
+            for key, x in seen.items():
                 own[key].add(x)
             if anchored:
-                names = [k.removeprefix(prefix) for k in reads]
-                before = _inputs(self.dense, names, self, n, self.dense_hidden[n])
-                for key, x, x_dense in zip(reads, seen, before, strict=True):
-                    cross[key].add(x, x_dense)
+                before = self._inputs(self.dense, reads, n, self.dense_hidden[n])
+                for key, x in seen.items():
+                    cross[key].add(x, before[key])
         return (
             {k: finite(m, k, "activations of the compressed model") for k, m in own.items()},
             {k: finite(m, k, "activations") for k, m in cross.items()} if anchored else {},
         )
 
+    def _inputs(
+        self, module: nn.Module, reads: Sequence[str], n: int, hidden: Tensor
+    ) -> dict[str, Tensor]:
+        """(positions, i) inputs of the modules at `reads` when `module` runs on batch n."""
+        found: dict[str, Tensor] = {}
+
+        def listen(key: str) -> Callable[..., None]:
+            def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
+                found[key] = self.walk.rows(n, args[0])
+                if len(found) == len(reads):
+                    raise _SeenError
+
+            return hook
+
+        prefix = self.path + "." if self.path else ""
+        places = {key: module.get_submodule(key.removeprefix(prefix)) for key in reads}
+        hooks = [(place, listen(key), True) for key, place in places.items()]
+        with listening(hooks), suppress(_SeenError):
+            self.run(n, hidden, module)
+        return found
+
     @torch.no_grad()
     def dense_outputs(self) -> list[Tensor]:
-        """The boundary behind the dense block."""
-        return [
-            self.walk.forward(self.block, n, h, self.dense) for n, h in enumerate(self.dense_hidden)
-        ]
+        """The boundary behind the dense part."""
+        return [self.run(n, h, self.dense) for n, h in enumerate(self.dense_hidden)]
 
 
 class _SeenError(Exception):
-    """Raised by the last hook: the rest of the block need not run."""
-
-
-def _inputs(
-    module: nn.Module, names: Sequence[str], stream: Stream, n: int, hidden: Tensor
-) -> list[Tensor]:
-    """(positions, i) inputs of the named submodules when `module` runs on batch n."""
-    found: dict[str, Tensor] = {}
-
-    def listen(name: str) -> Callable[..., None]:
-        def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
-            found[name] = stream.walk.rows(n, args[0])
-            if len(found) == len(names):
-                raise _SeenError
-
-        return hook
-
-    hooks = [(module.get_submodule(name), listen(name), True) for name in names]
-    with listening(hooks), suppress(_SeenError):
-        stream.walk.forward(stream.block, n, hidden, module)
-    return [found[name] for name in names]
+    """Raised by the last hook: the rest need not run."""
 
 
 @dataclass
@@ -193,17 +220,23 @@ def _solve_step(
     return patch
 
 
-def _refined(stage: Stage, stream: Stream, patch: Patch, settings: Refine) -> Patch:
+def _refined(stage: Stage, stream: Stream, block: Block, patch: Patch, settings: Refine) -> Patch:
     """The block trained against the dense block's output, as a patch in the stored dtype."""
     run = stage.run
-    unit = f"block-{stream.block.index}"
+    unit = f"block-{block.index}"
     name = f"refine-{stage.number}"
     kept = run.journal.get_patch(name, unit)
     if kept is None:
+        wanted = stream.dense_outputs()
+        if not all(isinstance(output, Tensor) for output in wanted):
+            raise UserError(
+                f"expected blocks in a chain to refine, found a {type(run.work).__name__} that "
+                "only runs as a whole: leave refine off"
+            )
         tensors = refine_block(
             stream.walk,
-            stream.block,
-            stream.dense_outputs(),
+            block,
+            wanted,
             settings,
             generator(run.recipe.seed, name, unit),
         )
