@@ -50,7 +50,7 @@ for dtype in (torch.bfloat16, torch.float32):
                 step = (grouped.amax(-1) - grouped.amin(-1)) / 15
                 error = (exact.view(32, -1, 32) - grouped).abs().amax(-1)
                 assert (error <= 0.5 * step + 0.05).all()
-            if aten.can_pack(dtype):
+            if k in (1, 7, 16, 33, 128, 129) and aten.can_pack(dtype):  # compiled per size: slow
                 close(aten.packed_linear(x, aten.pack(w)), x, w)
 print("sound")
 """
