@@ -66,9 +66,9 @@ Near-duplicates, generated files and tables were dropped; no package fills more 
     {command}
 
 Under torchrun, one process per core, it is faster and differs by rounding only. `--export-only`
-exports the newest checkpoint, `--size` and `--tokens` train a larger model, `--variant mha` its sibling with as many
-key-value heads as query heads. The corpus follows the interpreter and the packages that are
-installed, so the figures differ a little elsewhere.
+exports the newest checkpoint, `--size` and `--tokens` train a larger model, `--variant mha` its
+sibling with as many key-value heads as query heads. The corpus follows the interpreter and the
+packages that are installed, so the figures differ a little elsewhere.
 """
 
 
