@@ -154,7 +154,13 @@ def cli_page() -> str:
 
     from rankine.cli.app import app
 
-    parts = ["# Command line", "", NOTE, "", "Options and their keywords:", "", option_table(), ""]
+    codes = (
+        "Exit codes: 0 done; 2 a mistake, told in one sentence on stderr; 3 tried, and nothing "
+        "holds what was asked (`--max-loss`); 130 interrupted. With `--json` stdout is one object "
+        'with a "schema" number.'
+    )
+    options = ["Options and their keywords:", "", option_table(), ""]
+    parts = ["# Command line", "", NOTE, "", codes, "", *options]
     names = [command.name or command.callback.__name__ for command in app.registered_commands]
     for name in ("", *names):
         help_text = CliRunner().invoke(app, [*name.split(), "--help"], prog_name="rankine").output
