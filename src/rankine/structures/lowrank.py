@@ -247,7 +247,7 @@ class PivotedLinear(nn.Module):
         return places
 
     def unfolded(self) -> Tensor:
-        """(o, r) second factor [I; up] with every row in its place, kept while `up` is unchanged."""
+        """(o, r) second factor [I; up], every row in its place; kept while `up` is unchanged."""
         weight = self.up.weight
         state = (weight.data_ptr(), weight._version, weight.dtype, weight.device)
         if self._unfolded is None or self._unfolded[0] != state:
