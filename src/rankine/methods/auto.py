@@ -62,8 +62,8 @@ class Auto(Compressor):
     )
 
     structures: tuple[str, ...] = ("low_rank",)
-    shrink_in: float = 0.01
-    shrink_out: float = 0.1
+    shrink_in: float = 0.1
+    shrink_out: float = 0.3
     middle: float = 1.0
     clip: float | None = 10.0
     anchored: bool = True
