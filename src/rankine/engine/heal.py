@@ -26,7 +26,7 @@ from rankine.methods.heal import Heal
 from rankine.patch import Patch
 from rankine.recipe import Recipe
 from rankine.tasks import Task, parse_tokens
-from rankine.training.heal import LoraHealing
+from rankine.training.heal import LoraHealing, standing
 
 
 @dataclass
@@ -81,6 +81,7 @@ def heal(
         checkpoint.check_output(place, recipe.force)
     with open_run(recipe, model, task, tokenizer, progress or quiet, place) as run:
         run.patch = patch or run.patch
+        method.check(run.work, standing(run.work, run.patch))
         followed = None if teacher is None else open_teacher(run, teacher)
         before = measure_before(run, followed) if evaluate else {}
         start = time.perf_counter()

@@ -17,7 +17,7 @@ from rankine.method import Card, Learner, Learning, Schedule, method
 from rankine.patch import Patch
 from rankine.tasks import Task
 from rankine.tasks.distillation import Distillation
-from rankine.training.heal import Healing, LoraHealing
+from rankine.training.heal import Healing, LoraHealing, adapter_places, declared
 
 MODES = ("factors", "lora", "all")
 
@@ -32,7 +32,7 @@ class Heal(Learning):
     - `norms`: mode factors also trains the normalisation layers
     - `steps`: optimizer steps
     - `batch`: sequences per step
-    - `lr`: the highest learning rate
+    - `lr`: the highest learning rate; small models (a few million parameters) take 1e-3
     - `kl_weight`, `ce_weight`: of the two terms; without a teacher the loss is the cross-entropy
     - `temperature`: T, of both distributions
     - `weight_decay`, `warmup`, `floor`, `clip`: AdamW's decay of matrices, share of the steps, last share of `lr`, largest gradient norm
@@ -57,7 +57,7 @@ class Heal(Learning):
     norms: bool = False
     steps: int = 300
     batch: int = 8
-    lr: float = 1e-3
+    lr: float = 3e-4
     kl_weight: float = 1.0
     ce_weight: float = 1.0
     temperature: float = 1.0
@@ -91,6 +91,13 @@ class Heal(Learning):
     def sequences(self) -> int | None:
         """`batch`."""
         return self.batch
+
+    def check(self, model: nn.Module, patch: Patch) -> None:
+        """Raises UserError where there is nothing that `mode` could train; costs no work."""
+        if self.mode == "lora":
+            adapter_places(model, patch)
+        elif self.mode == "factors":
+            declared(model, patch)
 
     def learner(self, patch: Patch) -> Learner:
         """By `mode`."""

@@ -49,13 +49,7 @@ class Healing(Learner):
         if self.everything:
             yield from (p for p in model.parameters() if p.is_floating_point())
             return
-        found = list(declared(model, self.patch))
-        if not found:
-            raise UserError(
-                "expected a compressed model with factors to train, found none: use mode lora, or "
-                "mode all to train every weight"
-            )
-        yield from found
+        yield from declared(model, self.patch)
         if self.norms:
             yield from norm_parameters(model)
 
@@ -112,13 +106,19 @@ class LoraHealing(Learner):
         )
 
 
-def declared(model: nn.Module, patch: Patch) -> Iterator[nn.Parameter]:
-    """The parameters that the structures of a patch declare trainable. Where a later stage put
-    another structure inside one (codes for a factor), that one's own declaration counts."""
+def declared(model: nn.Module, patch: Patch) -> list[nn.Parameter]:
+    """The parameters that the structures of a patch declare trainable; raises UserError when there
+    are none. Where a later stage put another structure inside one (codes for a factor), that
+    one's own declaration counts."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    for path, structure in patch.modules.items():
-        names = (f"{path}.{part}" for part in structure.trainable)
-        yield from (parameters[name] for name in names if name in parameters)
+    names = [f"{path}.{part}" for path, s in patch.modules.items() for part in s.trainable]
+    found = [parameters[name] for name in names if name in parameters]
+    if not found:
+        raise UserError(
+            "expected a compressed model with factors to train, found none: use mode lora, or "
+            "mode all to train every weight"
+        )
+    return found
 
 
 def norm_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
