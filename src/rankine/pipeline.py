@@ -15,7 +15,7 @@ from rankine import checkpoint, report
 from rankine.anatomy import describe
 from rankine.engine import check, record
 from rankine.engine.learn import chain_teacher, learn
-from rankine.engine.parts import stage_targets, with_parts
+from rankine.engine.parts import seen_by, stage_targets
 from rankine.engine.plan import Plan, driven, fixed_bytes, make_plan
 from rankine.engine.run import Progress, Run, language_task, open_run, quiet
 from rankine.engine.search import smallest_that_holds
@@ -90,9 +90,7 @@ def run_stage(run: Run, number: int) -> Stage | None:
         with timed(run, method.name):
             run.patch |= learn(run, method, number, chain_teacher(run, method)).patch
         return None
-    run.anatomy = run.describe()
-    if method.inside:
-        run.anatomy = with_parts(run.anatomy, run.work)
+    run.anatomy = seen_by(method, run)
     targets = stage_targets(method, run.anatomy, run.recipe)
     stage = Stage(run, method, number, targets)
     run.targeted = run.targeted or stage.weights

@@ -164,6 +164,24 @@ def test_refinement_lowers_the_error_of_each_blocks_output():
     assert all(p.grad is None for p in results[True].model.parameters())
 
 
+@pytest.mark.parametrize("stop", [5, 7, 9, 12])
+def test_refinement_resumes_before_and_behind_a_refined_block(stop, tmp_path):
+    """Seven targets per block: the second block starts from the first one's journalled end."""
+
+    def interrupt(stage, done, total):
+        if stage == "solve" and done >= stop:
+            raise KeyboardInterrupt
+
+    asked = {"method": "auto", "set": {"refine": True, "epochs": 2}, "keep": 0.2, "evaluate": False}
+    asked |= {"task": tiny.tokens(), "work": str(tmp_path / "work")}
+    with pytest.raises(KeyboardInterrupt):
+        rankine.compress(bf16(tiny.llama()), progress=interrupt, **asked)
+    resumed = rankine.compress(bf16(tiny.llama()), **asked)
+    whole = rankine.compress(bf16(tiny.llama()), **{**asked, "work": str(tmp_path / "other")})
+    ours, theirs = resumed.model.state_dict(), whole.model.state_dict()
+    assert all(torch.equal(ours[n], theirs[n]) for n in theirs)
+
+
 def test_refined_blocks_keep_their_bits():
     result = compress(0.5, refine=True, epochs=1)
     for target in result.stages[-1].targets:

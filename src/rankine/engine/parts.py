@@ -1,4 +1,5 @@
-"""What a later stage sees of an earlier one's structures: their linear parts, by path."""
+"""What a stage sees of the model as it stands: blocks that may be walked, and, where it asks for
+them, the linear parts of an earlier stage's structures."""
 
 from __future__ import annotations
 
@@ -8,10 +9,25 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from rankine.anatomy import Anatomy, Target, Weight
+from rankine.anatomy import Anatomy, Target, Weight, describe
+from rankine.engine.run import Run
 from rankine.method import Compressor
 from rankine.recipe import Recipe
+from rankine.statistics import as_walked
 from rankine.structures import Structure
+
+
+def seen_by(method: Compressor, run: Run) -> Anatomy:
+    """The working copy's anatomy for a stage. One that measures gets blocks only where they are a
+    chain; the others are spared the forward pass that tells."""
+    anatomy = describe(run.work)
+    if method.inside:
+        anatomy = with_parts(anatomy, run.work)
+    targets = stage_targets(method, anatomy, run.recipe)
+    walks = method.stream != "dense" or method.refinement is not None
+    if walks or any(method.needs(target) for target in targets):
+        return as_walked(anatomy, run.work, run.task, run.calibration[0])
+    return anatomy
 
 
 def stage_targets(method: Compressor, anatomy: Anatomy, recipe: Recipe) -> list[Target]:

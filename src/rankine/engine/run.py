@@ -22,7 +22,6 @@ from rankine.checkpoint import Journal, ModelInfo, open_model
 from rankine.errors import BudgetError, UserError
 from rankine.patch import Patch
 from rankine.recipe import Recipe
-from rankine.statistics import as_walked
 from rankine.tasks import LanguageModelling, Task
 from rankine.tasks.language import context_length, parse_tokens
 
@@ -64,10 +63,6 @@ class Run:
     def forget(self) -> None:
         """Drop the journal once the output stands: a finished run has nothing to resume."""
         shutil.rmtree(self.journal.path, ignore_errors=True)
-
-    def describe(self) -> Anatomy:
-        """The working copy as it stands, in blocks that a walk may trust."""
-        return as_walked(describe(self.work), self.work, self.task, self.calibration[0])
 
     def reopen_dense(self) -> nn.Module | None:
         """The input again, in float32 on the CPU, to be timed beside the result; None for a
