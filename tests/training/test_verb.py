@@ -122,6 +122,17 @@ def test_a_chain_ends_in_healing_with_its_own_input_as_teacher(dense, task, tmp_
     assert rankine.plan(dense, stages=stages).method == "svd → heal"
 
 
+def test_codes_inside_factors_are_healed_and_stored_as_they_count(dense, task, tmp_path):
+    cut = [{"method": "svd", "keep": 0.6}, {"method": "rtn", "set": {"code_bits": 3}}]
+    heal = {"method": "heal", "set": {"steps": 20, "lr": 5e-3}}
+    asked = {"task": task, "dtype": "bfloat16", "force": True, "output": tmp_path / "out"}
+    losses = [
+        rankine.compress(copy.deepcopy(dense), stages=stages, **asked).report["rows"][-1]["loss"]
+        for stages in (cut, [*cut, heal])
+    ]
+    assert losses[1] < losses[0]
+
+
 def test_an_earlier_reports_baselines_stay_while_the_teacher_is_the_same_model(
     dense, task, tmp_path
 ):
