@@ -13,8 +13,9 @@ from rankine.method import Learner, Schedule
 from rankine.patch import Patch
 from rankine.structures import LowRank
 from rankine.tasks import FunctionTask
+from rankine.training.feed import Feed
 from rankine.training.heal import Healing, LoraHealing
-from rankine.training.loop import Feed, train, warmup_cosine
+from rankine.training.loop import train, warmup_cosine
 
 SCHEDULE = Schedule(10, 3e-3, weight_decay=0.01)
 LEARNERS = {"factors": Healing, "lora": LoraHealing}

@@ -201,6 +201,9 @@ def test_a_text_file_heals_and_its_held_out_windows_score(spoken, tmp_path):
     assert after < before
     assert result.report["healing"]["steps"] == 8
     assert result.report["recipe"]["tokens"] == "64x32"
+    assert result.report["recipe"]["set"] == {"steps": 8, "lr": 1e-2}
+    assert result.report["healing"]["recipe_before"]["method"] == "svd"
+    assert "`rankine heal` with these settings" in (tmp_path / "healed" / "README.md").read_text()
     assert result.report["samples"][0]["after"] is not None
     assert load(tmp_path / "healed").config.vocab_size == 257
 

@@ -16,7 +16,7 @@ from rankine.engine.learn import Learned, Teacher
 from rankine.engine.plan import tensor_bytes
 from rankine.engine.run import Run
 from rankine.evaluation.latency import decode_speed, measure_latency
-from rankine.method import Learning
+from rankine.method import Learning, get
 from rankine.patch import stored_bits
 from rankine.recipe import Recipe
 from rankine.structures import weight_shape
@@ -121,13 +121,20 @@ def begin(
         "times": {k: round(v, 2) for k, v in run.times.items()},
         "warnings": list(run.warnings),
         "result": {"method": "heal", "knobs": method.knobs()},
-        "healing": {"steps": len(learned.losses), "loss": means, "steps_per_point": CURVE},
+        "healing": {
+            "steps": len(learned.losses),
+            "loss": means,
+            "steps_per_point": CURVE,
+            "recipe_before": old.get("recipe"),
+        },
     }
 
 
 def _recipe(run: Run, method: Learning, learned: Learned) -> dict[str, Any]:
-    """As asked for, with `tokens` saying what was trained on."""
+    """As asked for: knobs that differ from their defaults; `tokens` says what was trained on."""
     recipe = run.recipe.model_dump(mode="json", exclude_defaults=True)
+    usual = get(method.name).knobs()
+    recipe["set"] = {name: v for name, v in method.knobs().items() if v != usual[name]}
     length = getattr(run.task, "length", None)
     if length is not None and method.sequences is not None:
         recipe["tokens"] = f"{len(learned.losses) * method.sequences}x{length}"

@@ -26,7 +26,11 @@ def cost(data: Mapping[str, Any]) -> str:
     parts += [f"- {markdown_text(warning)}" for warning in map(str, report["warnings"])]
     if report["recipe"]:
         recipe = yaml.safe_dump(report["recipe"], sort_keys=False, allow_unicode=True)
-        parts.append("Made with `rankine compress --recipe FILE` from this recipe:")
+        healed = report["recipe"].get("method") == "heal"
+        how = (
+            "`rankine heal` with these" if healed else "`rankine compress --recipe FILE` from these"
+        )
+        parts.append(f"Made with {how} settings:")
         parts.append(fenced(recipe, "yaml"))
     marks = [f"{name} `{_code(mark)}`" for name, mark in report["fingerprints"].items()]
     if marks:

@@ -7,10 +7,9 @@ is 16-bit, the forward pass runs under autocast. Losses are means over the terms
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -23,7 +22,7 @@ from rankine.errors import UserError
 from rankine.method import Learner, Schedule
 from rankine.patch import Patch
 from rankine.tasks import Task
-from rankine.tasks.task import leaves
+from rankine.training.feed import Feed
 
 STAGE = "train"
 #: Seconds between two journal entries: they cost three times the trained parameters in bytes.
@@ -152,41 +151,6 @@ def _autocast(model: nn.Module) -> torch.autocast:
     found = {p.dtype for p in model.parameters() if p.is_floating_point()}
     device = next(model.parameters()).device.type
     return torch.autocast(device, torch.bfloat16, enabled=len(found) > 1)
-
-
-@dataclass
-class Feed:
-    """A task's training batches without end. `read` counts them and `digest` covers their bytes,
-    so that a resumed run knows its data again."""
-
-    task: Task
-    read: int = 0
-    digest: str = ""
-    _batches: Iterator[Any] = field(default_factory=lambda: iter(()))
-
-    def __next__(self) -> Any:
-        batch = next(self._batches, None)
-        if batch is None:
-            self._batches = iter(self.task.batches("train"))
-            batch = next(self._batches, None)
-        if batch is None:
-            raise UserError("expected training data, found none: give more text, or another file")
-        found = hashlib.sha256(self.digest.encode())
-        for name, tensor in leaves(batch):
-            found.update(f"{name}{tuple(tensor.shape)}".encode())
-            found.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        self.read, self.digest = self.read + 1, found.hexdigest()
-        return batch
-
-    def skip_to(self, read: int, digest: str) -> None:
-        """Read on to where an interrupted run was; raises UserError when the data changed."""
-        while self.read < read:
-            next(self)
-        if self.digest != digest:
-            raise UserError(
-                "expected to go on with the training data of the interrupted run, found other "
-                "data: restore it, or start over with --fresh"
-            )
 
 
 @dataclass
