@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -154,7 +155,11 @@ def compare(
         for name in methods:
             place = Path(output) / f"{name}-{share:g}" if output is not None else None
             asked = {**fields, "method": name, "keep": share}
-            result = compress(model, output=place, progress=progress, before=before, **asked)
+            if fields.get("work") is not None:  # a journal serves one recipe
+                asked["work"] = str(Path(fields["work"]) / f"{name}-{share:g}")
+            # A module is compressed in place: each method gets its own.
+            given = copy.deepcopy(model) if isinstance(model, nn.Module) else model
+            result = compress(given, output=place, progress=progress, before=before, **asked)
             before = before or record.before(result.report)
             for row in result.report["rows"]:
                 rows.setdefault(row["name"], row)

@@ -1,5 +1,7 @@
 """Stages compose: what one method leaves is what the next one takes."""
 
+import json
+
 import pytest
 import torch
 
@@ -47,6 +49,18 @@ def test_codes_of_the_factors(build, tmp_path):
         ours = model.get_submodule(path).bias
         assert (bias is None) == (ours is None)
         assert bias is None or torch.equal(ours, bias.bfloat16())
+
+
+def test_a_chain_is_written_checked_and_reported(tmp_path):
+    """`output=` reopens what it wrote: bits of nested structures, finite outputs, the report."""
+    result = compress(bf16(tiny.llama()), LOW_RANK, CODES, output=tmp_path / "out")
+    again = rankine.load(tmp_path / "out")
+    assert torch.equal(logits(again), logits(result.model))
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["result"]["method"] == "svd_llm → rtn"
+    assert report["budget"]["size"] is None or report["budget"]["size"] > 0
+    assert {entry["structure"]["kind"] for entry in report["targets"]} >= {"low_rank", "quantized"}
+    assert not (tmp_path / "out.rankine-work").exists()  # a finished run has nothing to resume
 
 
 def test_keep_refers_to_the_original_model():

@@ -187,6 +187,20 @@ def test_a_work_directory_of_another_recipe_is_refused(tmp_path):
     rankine.compress(tiny.llama(), bits=11.0, fresh=True, **asked)
 
 
+def test_a_comparison_starts_from_the_same_model_each_time(tmp_path):
+    """Every method at every size, with a journal of its own in the work directory given."""
+    model, before = tiny.mlp(), tiny.mlp().state_dict()
+    asked = {"methods": ["svd_llm"], "task": task(), "work": str(tmp_path / "work")}
+    rows = rankine.compare(model, keep=[0.5, 0.9], **asked)
+    assert {p.name for p in (tmp_path / "work").iterdir()} == {"svd_llm-0.5", "svd_llm-0.9"}
+    results = {row["name"]: row["loss"] for row in rows if row["kind"] == "result"}
+    assert len(results) == 2
+    assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
+    alone = rankine.compress(tiny.mlp(), method="svd_llm", keep=0.9, task=task())
+    (row,) = [r for r in alone.report["rows"] if r["kind"] == "result"]
+    assert results[row["name"]] == row["loss"]
+
+
 def test_activations_that_explode_behind_the_compressed_prefix_name_the_layer():
     """Finite where the dense model walked, not where the compressed one does."""
     model = tiny.llama()

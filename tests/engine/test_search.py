@@ -1,6 +1,7 @@
 """The question asked backwards: the smallest model that holds a loss."""
 
 import math
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -49,22 +50,25 @@ class Fake:
     """A model whose held-out gap is a known function of keep."""
 
     def __init__(self, gap):
-        self.gap, self.calls = gap, []
+        self.gap, self.calls, self.works, self.known = gap, [], [], []
 
     def __call__(self, model, recipe, **more):
         self.calls.append((recipe.keep, more.get("output")))
+        self.works.append(recipe.work)
+        self.known.append(more["before"])
         perplexity = 10 * math.exp(self.gap(recipe.keep))
         rows = [
             {"kind": "dense", "perplexity": 10.0},
             {"kind": "baseline", "perplexity": 11.0},
             {"kind": "result", "perplexity": perplexity},
         ]
-        return type("Result", (), {"report": {"rows": rows}, "keep": recipe.keep})()
+        report = {"rows": rows, "samples": [], "bytes_before": {}}
+        return type("Result", (), {"report": report, "keep": recipe.keep})()
 
 
-def search(gap, max_loss):
+def search(gap, max_loss, **fields):
     fake = Fake(gap)
-    recipe = Recipe.of(method="svd", max_loss=max_loss)
+    recipe = Recipe.of(**{"method": "svd", "max_loss": max_loss, **fields})
     found = smallest_that_holds(fake, recipe, "embedded", "out", None, None, None)
     return found, fake
 
@@ -85,6 +89,33 @@ def test_it_finds_the_smallest_within_a_few_runs(steepness, truth, bend):
     assert [output for _, output in fake.calls[:-1]] == [None] * (len(fake.calls) - 1)
     assert found.report["search"]["tried"].keys() == set(tried)
     assert truth - 1e-9 <= found.keep <= truth + 0.06
+
+
+def test_each_try_has_a_work_directory_of_its_own_and_the_dense_model_is_measured_once():
+    found, fake = search(lambda keep: 0.1 * math.exp(9 * (0.5 - keep)), "0.1", work="w")
+    assert len(fake.works) == len(fake.calls) >= 3
+    assert all(
+        work == str(Path("w") / f"keep-{keep:g}")
+        for work, (keep, _) in zip(fake.works, fake.calls, strict=True)
+    )
+    assert fake.works[-1] in fake.works[:-1]  # the last run goes on from the try that held
+    assert fake.known[0] is None
+    assert all(
+        {row["kind"] for row in known["rows"]} == {"dense", "baseline"} for known in fake.known[1:]
+    )
+    assert found.keep == min(k for k, _ in fake.calls if k >= 0.5)
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ({"method": "rtn"}, "knobs of rtn"),
+        ({"stages": ({"method": "svd", "keep": 0.5},)}, "each stage"),
+    ],
+)
+def test_what_has_no_size_to_search(asked, says):
+    with pytest.raises(UserError, match=says):
+        search(lambda keep: 0.0, "1.1x", **asked)
 
 
 def test_what_never_holds_says_how_close_it_came():

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from rankine.engine.record import before
 from rankine.errors import AcceptanceError, UserError
+from rankine.method import get
 from rankine.recipe import Recipe
 
 #: Real compressions at most; each is evaluated on the held-out text.
@@ -46,18 +49,13 @@ def smallest_that_holds(
     if not isinstance(model, (str, type(None))):
         raise UserError("--max-loss compresses several times: give a model by name or directory")
     allowed = parse_max_loss(recipe.max_loss or "")
-    base = recipe.model_dump(exclude_unset=True)
-    base = {k: v for k, v in base.items() if k not in ("max_loss", "keep", "size", "bits")}
+    _check_sized(recipe)
+    given = {"progress": progress, "task": task, "tokenizer": tokenizer}
     tried: dict[float, float] = {}
-    keep = 0.8
+    known, keep = None, 0.8
     for _ in range(TRIES):
-        result = compress(
-            model,
-            recipe=Recipe.of(**{**base, "keep": keep}),
-            progress=progress,
-            task=task,
-            tokenizer=tokenizer,
-        )
+        result = compress(model, recipe=at_keep(recipe, keep), before=known, **given)
+        known = known or before(result.report)
         tried[keep] = gap_of(result)
         keep = next_keep(tried, allowed)
         if keep in tried:
@@ -69,13 +67,29 @@ def smallest_that_holds(
             f"expected a size whose loss stays within {allowed:.4f} nats, found {closest[1]:.4f} "
             f"at keep {closest[0]:.3f}: allow more, choose another method, or quantize instead"
         )
-    best = min(holding)
-    final = Recipe.of(**{**base, "keep": best})
-    result = compress(
-        model, output=output, recipe=final, progress=progress, task=task, tokenizer=tokenizer
-    )
+    final = at_keep(recipe, min(holding))
+    result = compress(model, output=output, recipe=final, before=known, **given)
     result.report["search"] = {"allowed": allowed, "tried": tried}
     return result
+
+
+def at_keep(recipe: Recipe, keep: float) -> Recipe:
+    """The recipe of one try. Each has a work directory of its own: a journal serves one recipe."""
+    asked = recipe.model_dump(exclude_unset=True)
+    asked = {k: v for k, v in asked.items() if k not in ("max_loss", "keep", "size", "bits")}
+    if recipe.work is not None:
+        asked["work"] = str(Path(recipe.work) / f"keep-{keep:g}")
+    return Recipe.of(**asked, keep=keep)
+
+
+def _check_sized(recipe: Recipe) -> None:
+    if recipe.stages:
+        raise UserError("--max-loss sizes one method: give each stage of a chain its own budget")
+    if not getattr(get(recipe.method, recipe.set), "sized", True):
+        raise UserError(
+            f"--max-loss looks for a size, and the knobs of {recipe.method} fix it: choose another "
+            "method, or set its knobs"
+        )
 
 
 def gap_of(result: Any) -> float:
