@@ -25,9 +25,9 @@ import numpy as np
 import torch
 
 import rankine
-from rankine import evaluation
 from rankine.checkpoint import open_model
 from rankine.engine.record import hardware, versions
+from rankine.evaluation.perplexity import Interval, gap_ratio, paired_bootstrap
 from rankine.pipeline import compress
 from rankine.tasks import LanguageModelling
 from rankine.tasks.score import LanguageScore, score_windows
@@ -161,13 +161,13 @@ class Lab:
             "torch": torch.__version__,
         }
 
-    def gap_ratio(self, a: LanguageScore, b: LanguageScore) -> evaluation.Interval:
+    def gap_ratio(self, a: LanguageScore, b: LanguageScore) -> Interval:
         """(a − dense) / (b − dense) in log-perplexity, with a paired bootstrap interval."""
-        return evaluation.gap_ratio(a, b, self.dense())
+        return gap_ratio(a, b, self.dense())
 
-    def difference(self, a: LanguageScore, b: LanguageScore) -> evaluation.Interval:
+    def difference(self, a: LanguageScore, b: LanguageScore) -> Interval:
         """Log-perplexity of a minus b, paired bootstrap."""
-        return evaluation.paired_bootstrap(a, b)
+        return paired_bootstrap(a, b)
 
 
 def write_rows(lab: Lab, rows: list[Row], command: str) -> None:

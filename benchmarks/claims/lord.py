@@ -13,7 +13,7 @@ TITLE = "lord: PCA of layer outputs, ranks by layer type"
 def claims(lab: Lab) -> list[Row]:
     """Claim 1 of the specification; claim 2 needs English text (`--data`)."""
     rows = []
-    for keep in (0.9, 0.7, 0.5):
+    for keep in (0.9, 0.8, 0.7, 0.5) if lab.full else (0.7, 0.5):
         svd = lab.arm("svd", keep)
         uncentred = {
             s: lab.arm("lord", keep, s, allocation="uniform", centred=False) for s in SEEDS
