@@ -231,9 +231,9 @@ class Compressor(Method):
         stored = stored_parts(choice, goal, metric, dtype)
         if isinstance(choice, LowRank) and choice.pivoted:
             choice, stored = unless_rounding_hurts(choice, stored, goal, metric, dtype)
-        bias = (
-            metric.implied_bias(goal, choice.decode(stored)) if metric.mean_i is not None else None
-        )
+        bias = None
+        if metric.mean_i is not None:
+            bias = metric.implied_bias(goal, rebuilt(choice, stored))
         return Patch.of(weight.path, choice, stored, bias)
 
     @property
@@ -285,6 +285,11 @@ def stored_parts(
     return {n: t.to(dtype) if t.is_floating_point() else t for n, t in parts.items()}
 
 
+def rebuilt(choice: Structure, stored: dict[str, Tensor]) -> Tensor:
+    """The matrix that stored parts stand for, without the rounding of multiplying them."""
+    return choice.decode({n: t.double() if t.is_floating_point() else t for n, t in stored.items()})
+
+
 #: A pivoted form may add this share to a target's loss by rounding; else two factors are stored.
 PIVOT_HARM = 0.01
 
@@ -297,10 +302,12 @@ def unless_rounding_hurts(
     dtype: torch.dtype,
 ) -> tuple[LowRank, dict[str, Tensor]]:
     """The pivoted form, or the largest two factors within its bits where rounding its
-    coefficients adds more than PIVOT_HARM to the loss of the same rank in two factors."""
+    coefficients adds more than PIVOT_HARM to the loss of the same rank in two factors, and more
+    than the lower rank does."""
     plain = dataclasses.replace(choice, pivoted=False)
-    reference = metric.loss(goal, plain.decode(stored_parts(plain, goal, metric, dtype)))
-    if metric.loss(goal, choice.decode(stored)) <= (1 + PIVOT_HARM) * reference:
+    reference = metric.loss(goal, rebuilt(plain, stored_parts(plain, goal, metric, dtype)))
+    loss = metric.loss(goal, rebuilt(choice, stored))
+    if loss <= (1 + PIVOT_HARM) * reference:
         return choice, stored
     bits = choice.bits(goal.shape, dtype)
     rank = max(
@@ -309,7 +316,9 @@ def unless_rounding_hurts(
         if dataclasses.replace(plain, rank=r).bits(goal.shape, dtype) <= bits
     )
     smaller = dataclasses.replace(plain, rank=rank)
-    return smaller, stored_parts(smaller, goal, metric, dtype)
+    parts = stored_parts(smaller, goal, metric, dtype)
+    better = metric.loss(goal, rebuilt(smaller, parts)) < loss
+    return (smaller, parts) if better else (choice, stored)
 
 
 def two_sided(

@@ -119,16 +119,46 @@ def test_pivoted_layers_compute_what_the_two_factors_compute():
     assert compared > 5
 
 
-def test_a_pivoted_form_that_rounding_spoils_is_refused():
-    """Nearly lossless ranks in bfloat16: rounding is all that is left of the loss."""
-    method, layer = get("auto", BARE), Layer(normal(64, 48), correlated(900, 48), normal(900, 64))
-    metric = method.metric(layer.target, layer)
-    for rank, refused in ((4, False), (46, True)):
+WIDE = Layer(normal(64, 48), correlated(900, 48), normal(900, 64))
+
+
+def stored_loss(layer, structure, dtype):
+    """The predicted loss of what is really stored."""
+    metric = get("auto").metric(layer.target, layer)
+    parts = structure.encode(layer.w_oi, metric)
+    rounded = {n: t.to(dtype).double() if t.is_floating_point() else t for n, t in parts.items()}
+    return float(metric.loss(layer.w_oi, structure.decode(rounded)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("decay", [0.0, 2.0, 5.0])
+def test_no_pivoted_size_is_offered_where_rounding_is_felt(dtype, decay):
+    """More than one per cent of the target's loss; nearly lossless sizes in short dtypes."""
+    spectrum = torch.logspace(0, -decay, 48).double()
+    layer = Layer(normal(64, 48) * spectrum, WIDE.x_ni, WIDE.g_no)
+    method = get("auto", {"structures": ("pivoted",)})
+    bid = method.bid(layer.target, layer.w_oi, method.metric(layer.target, layer), dtype)
+    offered = {o.structure.rank: o.loss for o in bid.options if not isinstance(o.structure, Dense)}
+    assert set(range(1, 5 if decay else 24)) <= set(offered)
+    for rank in sorted(offered)[-1 :: -max(1, len(offered) // 6)]:
+        with_rounding = stored_loss(layer, LowRank(rank, pivoted=True), dtype)
+        assert with_rounding <= 1.01 * stored_loss(layer, LowRank(rank), dtype)
+    if dtype == torch.bfloat16 and decay:
+        assert max(offered) < 47
+
+
+def test_a_fit_that_rounding_spoils_takes_the_better_of_both_forms():
+    method, metric = get("auto"), get("auto").metric(WIDE.target, WIDE)
+    for rank in (4, 30, 46, 48):
         choice = LowRank(rank, pivoted=True)
-        patch = method.fit(layer.target, choice, layer.w_oi, metric, torch.bfloat16)
+        patch = method.fit(WIDE.target, choice, WIDE.w_oi, metric, torch.bfloat16)
         (standing,) = patch.modules.values()
-        assert standing.pivoted != refused
-        assert patch.bits() <= choice.bits((64, 48), torch.bfloat16)
+        bits = choice.bits((64, 48), torch.bfloat16)
+        assert patch.bits() <= bits
+        plain = max(r for r in range(1, 49) if LowRank(r).bits((64, 48), torch.bfloat16) <= bits)
+        forms = (choice, LowRank(plain))
+        best = min(stored_loss(WIDE, form, torch.bfloat16) for form in forms)
+        assert stored_loss(WIDE, standing, torch.bfloat16) <= 1.01 * best
 
 
 # -- refinement -----
