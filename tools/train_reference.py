@@ -274,8 +274,10 @@ def share_gradients(model: Reference, total: torch.Tensor) -> None:
 def device_name(device: torch.device) -> str:
     """What the card says the model was trained on."""
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU ({platform.machine()}), {torch.get_num_threads()} threads"
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"CPU ({platform.machine()}), threads: {torch.get_num_threads()}"
+    return f"{name}, processes: {dist.get_world_size() if dist.is_initialized() else 1}"
 
 
 def parse() -> argparse.Namespace:
