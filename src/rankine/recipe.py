@@ -113,9 +113,7 @@ class Recipe(BaseModel):
         if self.stages:
             return self.stages
         return (
-            Stage(
-                method=self.method, set=self.set, keep=self.keep, size=self.size, bits=self.bits
-            ),
+            Stage(method=self.method, set=self.set, keep=self.keep, size=self.size, bits=self.bits),
         )
 
     def budget(self, stage: Stage) -> Budget | None:
