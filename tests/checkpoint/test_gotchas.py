@@ -41,6 +41,7 @@ print("garbage without import:", not torch.allclose(garbage, want))
 
 WITHOUT_PACKAGE = """
 import sys
+sys.modules["rankine"] = None  # as if it were not installed
 from transformers import AutoModelForCausalLM
 AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
 """
