@@ -12,13 +12,14 @@ No published system composes the four. Defaults come from the ablation in docs/c
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from rankine.anatomy import Target
-from rankine.budget import Allocator, Bid, Knapsack, Uniform
+from rankine.budget import Allocator, Bid, Knapsack, Option, Uniform
 from rankine.errors import UserError
 from rankine.method import (
     PIVOT_HARM,
@@ -131,17 +132,24 @@ class Auto(Compressor):
 
     def bid(self, target: Target, goal: Tensor, metric: Metric, dtype: torch.dtype) -> Bid:
         """Curves of all structures; one spectrum serves both forms of low rank."""
-        curve = LowRank(1).curve(goal, metric, dtype)
-        options = [dataclasses.replace(option, by=self.name) for option in curve]
+        curve = self.template.curve(goal, metric, dtype)
+        options: list[Option] = []
+        if "low_rank" in self.structures:
+            options += self._stored(curve, False, goal, dtype)
         if "pivoted" in self.structures:
-            options = [o for o in options if "low_rank" in self.structures]
-            form = LowRank(1, pivoted=True)
-            options += [
-                dataclasses.replace(o, by=self.name)
-                for o in form.curve(goal, metric, dtype)
-                if o.loss * PIVOT_HARM >= pivot_rounding(goal, metric, dtype)
-            ]
+            felt = pivot_rounding(goal, metric, dtype) / PIVOT_HARM
+            options += self._stored([o for o in curve if o.loss >= felt], True, goal, dtype)
         return dense_bid(target, goal, dtype, options)
+
+    def _stored(
+        self, curve: Sequence[Option], pivoted: bool, goal: Tensor, dtype: torch.dtype
+    ) -> list[Option]:
+        """The ranks of a curve in one form: the same losses at other bits."""
+        forms = [dataclasses.replace(o.structure, pivoted=pivoted) for o in curve]
+        return [
+            Option(form, form.bits(goal.shape, dtype), o.loss, self.name)
+            for form, o in zip(forms, curve, strict=True)
+        ]
 
     def fit(
         self, target: Target, choice: Structure, goal: Tensor, metric: Metric, dtype: torch.dtype
