@@ -76,7 +76,6 @@ def _ratio(
 def _ablation(lab: Lab, keep: float, baseline: LanguageScore) -> list[Row]:
     """One seed: svd_llm with auto's allocator, auto with uniform ranks, the parts one by one."""
     arms = {
-        "two-sided metric, uniform ranks, not anchored": ("kfac_svd", {"allocation": "uniform"}),
         "auto with uniform ranks": ("auto", {"allocation": "uniform"}),
         "two-sided metric and knapsack, not anchored": ("auto", {"anchored": False}),
         # Whitened by the inputs alone, sized by the two-sided curves:

@@ -63,13 +63,17 @@ class Lab:
     system: str
     full: bool = False
     model: str = "embedded"
-    tokens: str = "64x1024"
     log: Callable[[str], None] = print
 
     @property
     def profile(self) -> str:
         """ "quick" or "full"."""
         return "full" if self.full else "quick"
+
+    @property
+    def tokens(self) -> str:
+        """Calibration: sequences x length."""
+        return "128x1024" if self.full else "32x1024"
 
     @property
     def eval_tokens(self) -> int:
