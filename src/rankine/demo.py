@@ -15,7 +15,7 @@ METHODS = ("svd", "svd_llm", "auto")
 SIZES = (0.8, 0.6)
 #: What two cores do within three minutes (`make claims` measures with intervals and seeds);
 #: `quick` shows that it works.
-SETTINGS = {"tokens": "64x512", "eval_tokens": 30_000}
+SETTINGS = {"tokens": "48x512", "eval_tokens": 30_000}
 QUICK = {"tokens": "8x256", "eval_tokens": 4_000}
 
 
