@@ -7,110 +7,15 @@ output side in units of the loss, half the squared norm predicts the increase of
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from typing import TypeVar
 
-import torch
 from torch import Tensor
 
-from rankine.linalg.roots import FLOOR, Root
+from rankine.linalg.gram import Gram
 
-
-@dataclass(frozen=True)
-class Gram:
-    """A positive semi-definite (n, n) form: dense, diagonal, or diagonal plus u uᵀ. Leading
-    batch dimensions (experts, heads) pass through."""
-
-    dense_nn: Tensor | None = None
-    diagonal_n: Tensor | None = None
-    rank_one_n: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        if (self.dense_nn is None) == (self.diagonal_n is None):
-            raise ValueError("a Gram is dense_nn or diagonal_n (plus an optional rank_one_n)")
-
-    @cached_property
-    def _root(self) -> Root:
-        return Root.of(self.dense())
-
-    @property
-    def _plain(self) -> bool:
-        return self.diagonal_n is not None and self.rank_one_n is None
-
-    @cached_property
-    def _floor(self) -> Tensor:
-        """The diagonal meets the same floor as an eigenvalue."""
-        assert self.diagonal_n is not None
-        mean = self.diagonal_n.double().mean(-1, keepdim=True)
-        return torch.where(mean > 0, FLOOR * mean, torch.ones_like(mean))
-
-    @cached_property
-    def _scale_n(self) -> Tensor:
-        return torch.maximum(self.diagonal(), self._floor).sqrt()
-
-    @cached_property
-    def _data_n(self) -> Tensor:
-        return self.diagonal() > self._floor
-
-    def dense(self) -> Tensor:
-        """The form as a float64 (..., n, n) matrix."""
-        if self.dense_nn is not None:
-            return self.dense_nn.double()
-        assert self.diagonal_n is not None
-        h = torch.diag_embed(self.diagonal_n.double())
-        if self.rank_one_n is not None:
-            u = self.rank_one_n.double()
-            h = h + u.unsqueeze(-1) * u.unsqueeze(-2)
-        return h
-
-    def diagonal(self) -> Tensor:
-        """(..., n) float64 diagonal."""
-        if self._plain:
-            assert self.diagonal_n is not None
-            return self.diagonal_n.double()
-        return self.dense().diagonal(dim1=-2, dim2=-1)
-
-    def shrink(self, amount: float) -> Gram:
-        """(1 − a) H + a · mean(diag H) · I: Ledoit-Wolf's target, as KFAC-SVD uses it."""
-        h = self.dense()
-        n = h.shape[-1]
-        mean = h.diagonal(dim1=-2, dim2=-1).mean(-1)
-        eye = torch.eye(n, dtype=h.dtype, device=h.device)
-        return Gram((1 - amount) * h + amount * mean[..., None, None] * eye)
-
-    def right(self, t: Tensor) -> Tensor:
-        """T S."""
-        return t.double() * self._scale_n.unsqueeze(-2) if self._plain else self._root.right(t)
-
-    def right_inverse(self, t: Tensor) -> Tensor:
-        """T S⁻¹."""
-        if self._plain:
-            return t.double() / self._scale_n.unsqueeze(-2)
-        return self._root.right_inverse(t)
-
-    def right_on_data(self, t: Tensor) -> Tensor:
-        """T S with zero columns where the data never went."""
-        return (
-            self.right(t) * self._data_n.unsqueeze(-2)
-            if self._plain
-            else self._root.right_on_data(t)
-        )
-
-    def right_pseudo_inverse(self, t: Tensor) -> Tensor:
-        """T S⁺: no component where the data never went."""
-        if self._plain:
-            return self.right_inverse(t) * self._data_n.unsqueeze(-2)
-        return self._root.right_pseudo_inverse(t)
-
-    def left(self, t: Tensor) -> Tensor:
-        """P T with P = Sᵀ."""
-        return t.double() * self._scale_n.unsqueeze(-1) if self._plain else self._root.left(t)
-
-    def left_inverse(self, t: Tensor) -> Tensor:
-        """P⁻¹ T."""
-        if self._plain:
-            return t.double() / self._scale_n.unsqueeze(-1)
-        return self._root.left_inverse(t)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -127,6 +32,9 @@ class Metric:
     mean_i: Tensor | None = None
     off_data: str = "keep"
     scale: float = field(default=1.0)
+    _kept: dict[str, tuple[Tensor, object]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def whiten(self, t_oi: Tensor) -> Tensor:
         """P T S, float64."""
@@ -162,11 +70,25 @@ class Metric:
 
     def loss(self, goal_oi: Tensor, approx_oi: Tensor) -> Tensor:
         """scale · ‖P (goal − approx) S‖²_F as a float64 scalar (per leading dimension)."""
-        error = self.whiten(goal_oi.double() - approx_oi.double())
-        return self.scale * error.square().sum((-2, -1))
+        error = goal_oi.double() - approx_oi.double()
+        weighed = error if self.inputs is None else self.inputs.times(error)
+        other = error if self.outputs is None else self.outputs.times(error.mT).mT
+        return self.scale * (weighed * other).sum((-2, -1)).clamp_min(0)
+
+    def once(self, goal_oi: Tensor, what: str, make: Callable[[], T]) -> T:
+        """`make()`, or what it gave for this very goal before: the curve and the fit of a target
+        share one decomposition. Keeps only the last goal's."""
+        kept = self._kept.get(what)
+        if kept is None or kept[0] is not goal_oi:
+            self._kept.clear()
+            kept = self._kept[what] = (goal_oi, make())
+        return kept[1]  # type: ignore[return-value]
 
     def implied_bias(self, goal_oi: Tensor, approx_oi: Tensor) -> Tensor | None:
         """(W − Ŵ) μ: what a centred fit adds to the layer's bias (LoRD 2309.14021 step 3)."""
         if self.mean_i is None:
             return None
         return (goal_oi.double() - approx_oi.double()) @ self.mean_i.double()
+
+
+__all__ = ["Gram", "Metric"]

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from rankine.budget import Bid, Knapsack, Option
-from rankine.linalg.lowrank import spectrum
+from rankine.linalg.lowrank import weighted
 from rankine.metric import Gram, Metric
 from rankine.patch import Patch, dense_patch, narrow
 from rankine.structures import Dense, LowRank, Quantized, Sum, from_json
@@ -141,7 +141,7 @@ def test_an_l_greco_plan_is_bids_and_the_allocators_other_direction():
     bids, reference = [], 0.0
     for name, g in gradients.items():
         options = []
-        tails = spectrum(g).tails.sqrt()
+        tails = weighted(g).tails.sqrt()
         for rank in range(uniform // 2, 2 * uniform + 1):
             structure = LowRank(rank)
             bits = structure.bits(g.shape, g.dtype)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rankine.linalg.lowrank import Spectrum, balance, factors, spectrum
+from rankine.linalg.lowrank import balance, weighted
 from rankine.metric import Gram, Metric
 from rankine.structures import LowRank
 
@@ -30,11 +30,13 @@ def solved(w, metric, rank):
 def test_spectrum_is_that_of_the_svd(shape):
     m = random(*shape)
     u, s, _ = torch.linalg.svd(m, full_matrices=False)
-    found = spectrum(m)
+    found = weighted(m)
     assert torch.allclose(found.squared_n, s.square(), rtol=1e-10)
-    assert torch.allclose(found.u_on.T @ found.u_on, torch.eye(len(s)).double(), atol=1e-10)
-    overlap = (found.u_on.T @ u).diagonal().abs()
+    b, a = found.factors(len(s))
+    directions = b / torch.linalg.vector_norm(b, dim=0)
+    overlap = (directions.T @ u).diagonal().abs()
     assert torch.allclose(overlap, torch.ones_like(overlap), atol=1e-8)
+    assert torch.allclose(b @ a, m, atol=1e-9)
     wanted = [float(s[r:].square().sum()) for r in range(len(s) + 1)]
     assert torch.allclose(found.tails, torch.tensor(wanted).double(), atol=1e-9)
 
@@ -51,10 +53,10 @@ def test_error_of_every_rank_is_the_tail_whatever_the_moment(o, i, rank_of_data,
     w, x = random(o, i, seed=seed), random(rank_of_data, i, seed=seed + 1)
     metric = Metric(Gram(x.T @ x), Gram(moment(o, 3, seed + 2)))
     m = metric.whiten(w)
-    tails = spectrum(m).tails
+    tails = weighted(w, metric.inputs, metric.outputs).tails
     total = float(m.square().sum())
     assert bool((tails[:-1] >= tails[1:]).all())
-    assert float(tails[0]) == pytest.approx(total, rel=1e-10)
+    assert float(tails[0]) == pytest.approx(total, rel=1e-8)
     for rank in range(1, min(o, i) + 1):
         error = float(metric.loss(w, solved(w, metric, rank)))
         assert error == pytest.approx(float(tails[rank]), rel=1e-6, abs=1e-10 * total + 1e-300)
@@ -83,14 +85,47 @@ def test_zero_data_weighs_the_weight_itself():
     assert torch.allclose(solved(w, Metric(Gram(zero)), 2), solved(w, Metric(), 2), atol=1e-9)
 
 
-def test_completion_keeps_the_datas_own_basis():
-    t = random(6, 5)
-    m = t @ torch.diag(torch.tensor([2.0, 1.0, 0, 0, 0])).double()
-    plain, full = spectrum(m), spectrum(m, t)
-    data = plain.u_on[:, :2]
-    assert torch.allclose(full.u_on[:, :2] @ full.u_on[:, :2].T, data @ data.T, atol=1e-9)
-    assert torch.allclose(full.u_on.T @ full.u_on, torch.eye(5).double(), atol=1e-9)
-    assert torch.allclose(full.u_on @ (full.u_on.T @ t), t, atol=1e-9)
+@pytest.mark.parametrize("o", [4, 7])  # wide and tall
+def test_completion_keeps_the_datas_own_directions(o):
+    t, h = random(o, 5), torch.diag(torch.tensor([4.0, 1.0, 0, 0, 0])).double()
+    found = weighted(t, Gram(h))
+    for rank in (3, 4):
+        b, a = found.factors(rank)
+        assert torch.allclose((b @ a)[:, :2], t[:, :2], atol=1e-9)  # the data is served
+        kept = t - t[:, :2] @ torch.linalg.pinv(t[:, :2]) @ t
+        best = torch.linalg.svdvals(kept)[rank - 2 :].square().sum()
+        assert float((t - b @ a).square().sum()) == pytest.approx(float(best), rel=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(4, 9), (9, 4), (6, 6)])
+def test_only_the_smaller_side_needs_a_root(shape):
+    """The larger side enters as products: no decomposition of its moment."""
+    o, i = shape
+    inputs, outputs = Gram(moment(i, 20)), Gram(moment(o, 20, 5))
+    weighted(random(o, i), inputs, outputs).factors(2)
+    assert ("_root" in vars(inputs)) == (i < o)
+    assert ("_root" in vars(outputs)) == (o <= i)
+
+
+@pytest.mark.parametrize("shape", [(4, 9), (9, 4)])
+def test_the_two_sided_solution_is_the_svd_between_the_roots(shape):
+    o, i = shape
+    w, metric = random(o, i), Metric(Gram(moment(i, 20)), Gram(moment(o, 20, 5)).shrink(0.3))
+    u, s, v = torch.linalg.svd(metric.whiten(w), full_matrices=False)
+    for rank in range(1, 5):
+        best = metric.unwhiten(u[:, :rank] * s[:rank] @ v[:rank])
+        assert torch.allclose(solved(w, metric, rank), best, atol=1e-7)
+
+
+def test_curve_and_fit_share_one_decomposition():
+    w, metric = random(6, 9), Metric(Gram(moment(9, 20)))
+    structure = LowRank(3)
+    structure.curve(w, metric)
+    kept = metric._kept["svd"]
+    structure.encode(w, metric)
+    assert metric._kept["svd"] is kept
+    structure.encode(w.clone(), metric)
+    assert metric._kept["svd"] is not kept
 
 
 def test_batches_are_solved_one_by_one():
@@ -115,14 +150,14 @@ def test_factors_are_balanced_and_their_product_is_unchanged():
 
 
 def test_zero_weight_has_finite_factors():
-    b, a = factors(spectrum(torch.zeros(4, 5)), 2, torch.zeros(4, 5), lambda u: u)
+    b, a = weighted(torch.zeros(4, 5)).factors(2)
     assert torch.equal(b @ a, torch.zeros(4, 5).double())
     assert bool(torch.isfinite(b).all() and torch.isfinite(a).all())
 
 
 def test_tails_end_with_zero_and_start_with_everything():
-    spec = Spectrum(torch.eye(3), torch.tensor([4.0, 2.0, 1.0]))
-    assert spec.tails.tolist() == [7.0, 3.0, 1.0, 0.0]
+    solution = weighted(torch.diag(torch.tensor([2.0, 2.0**0.5, 1.0])))
+    assert solution.tails.tolist() == pytest.approx([7.0, 3.0, 1.0, 0.0])
 
 
 def test_a_residual_has_no_component_off_the_data():

@@ -15,9 +15,8 @@ def anchored_goal(w_oi: Tensor, cross_ii: Tensor, moment_ii: Tensor, ridge: floa
     T = W + W (C − H') (H' + λI)⁻¹ with C = E[x x'ᵀ], H' = E[x' x'ᵀ], λ = ridge · mean(diag H').
     Where the compressed stream has no data, T = W: nothing is lost off the data.
     """
-    h = symmetric(moment_ii)
-    n = h.shape[-1]
-    eye = torch.eye(n, dtype=h.dtype, device=h.device)
-    damped = h + ridge * h.diagonal().mean().clamp_min(1e-30) * eye
-    shift = w_oi.double() @ (cross_ii.double() - h)
-    return w_oi.double() + torch.linalg.solve(damped, shift.mT).mT
+    w, h = w_oi.double(), symmetric(moment_ii)
+    shift_oi = w @ cross_ii.double() - w @ h
+    h.diagonal().add_(ridge * h.diagonal().mean().clamp_min(1e-30))
+    lower = torch.linalg.cholesky(h)
+    return w + torch.cholesky_solve(shift_oi.mT, lower).mT

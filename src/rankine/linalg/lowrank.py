@@ -1,8 +1,11 @@
-"""The one weighted low-rank solver: minimise ‖P (T − B A) S‖_F over rank r.
+"""The one weighted low-rank solver: minimise ‖P (T − B A) S‖_F over rank r, where S Sᵀ = H weighs
+the inputs and Pᵀ P = G the outputs (Eckart-Young in both norms).
 
-It works on the smaller Gram matrix of M = P T S and takes the output-side form B = P⁻¹U_r,
-A = U_rᵀ P T. No inverse of S appears, so directions without data are not lost: at full rank
-B A = T on any moment (Eckart-Young; LoRD 2309.14021 and SVD-LLM 2403.07378 are instances).
+It decomposes the Gram matrix of M = P T S on its smaller side and needs a root on that side alone:
+a wide weight (o ≤ i) costs P and P (T H Tᵀ) Pᵀ, a tall one S and Sᵀ (Tᵀ G T) S. The factors take
+the output-side form B = P⁻¹ U_r, A = U_rᵀ P T = Bᵀ G T. No inverse of S appears, so directions
+without data are not lost: at full rank B A = T on any moment (LoRD 2309.14021 and SVD-LLM
+2403.07378 are instances).
 """
 
 from __future__ import annotations
@@ -13,20 +16,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rankine.linalg.gram import Gram
+from rankine.linalg.roots import symmetric
+
 #: Below this fraction of the largest squared singular value a Gram eigenvalue is rounding noise.
 NOISE = 1e-13
 
 
 @dataclass(frozen=True)
-class Spectrum:
+class Solution:
     """One decomposition, from which every rank follows.
 
-    `u_on` (..., o, n): orthonormal left singular vectors of M, largest first, n = min(o, i);
-    `squared_n` (..., n): squared singular values; `tail(r)` is the squared error of rank r.
+    `squared_n` (..., n): squared singular values of M, largest first, n = min(o, i).
     """
 
-    u_on: Tensor
     squared_n: Tensor
+    _pair: Callable[[int], tuple[Tensor, Tensor]]
 
     @property
     def tails(self) -> Tensor:
@@ -34,26 +39,71 @@ class Spectrum:
         reversed_sums = self.squared_n.flip(-1).cumsum(-1).flip(-1)
         return torch.cat([reversed_sums, torch.zeros_like(reversed_sums[..., :1])], -1)
 
+    def factors(self, rank: int) -> tuple[Tensor, Tensor]:
+        """Balanced (B_or, A_ri) of the given rank, float64."""
+        return balance(*self._pair(rank))
 
-def spectrum(m_oi: Tensor, t_oi: Tensor | None = None) -> Spectrum:
-    """Left singular vectors and squared singular values of M, by the smaller Gram matrix.
 
-    `t_oi` (P T, the unweighted goal) completes the basis where M has no data: the remaining
-    left directions are those of (I − UUᵀ) P T, so that a larger rank still buys something.
-    """
-    m_oi = m_oi.double()
-    o, i = m_oi.shape[-2:]
-    if o <= i:
-        values, vectors = torch.linalg.eigh(m_oi @ m_oi.mT)
-        u_on, squared_n = vectors.flip(-1), values.flip(-1).clamp_min(0)
-    else:
-        values, vectors = torch.linalg.eigh(m_oi.mT @ m_oi)
-        squared_n = values.flip(-1).clamp_min(0)
-        u_on = _orthonormal(m_oi @ vectors.flip(-1))
-    squared_n = torch.where(squared_n > NOISE * squared_n[..., :1], squared_n, 0)
-    if t_oi is not None and bool((squared_n[..., -1] == 0).any()):
-        u_on = _complete(u_on, squared_n, t_oi.double())
-    return Spectrum(u_on, squared_n)
+def weighted(t_oi: Tensor, inputs: Gram | None = None, outputs: Gram | None = None) -> Solution:
+    """Decompose T in the metric; `None` is the identity on that side. Ranks beyond the data's own
+    directions take what is largest in (I − UUᵀ) P T, so that a larger rank still buys something."""
+    t_oi = t_oi.double()
+    return (_wide if t_oi.shape[-2] <= t_oi.shape[-1] else _tall)(t_oi, inputs, outputs)
+
+
+def _wide(t_oi: Tensor, inputs: Gram | None, outputs: Gram | None) -> Solution:
+    """P's root, then the (o, o) Gram of M; its eigenvectors are the left directions."""
+    pt_oi = t_oi if outputs is None else outputs.left(t_oi)
+    gram_oo = pt_oi @ pt_oi.mT if inputs is None else inputs.congruence(pt_oi)
+    squared_n, u_oo = _eigen(gram_oo)
+
+    def pair(rank: int) -> tuple[Tensor, Tensor]:
+        return _output_side(u_oo[..., :rank], squared_n[..., :rank], pt_oi, outputs)
+
+    return Solution(squared_n, pair)
+
+
+def _tall(t_oi: Tensor, inputs: Gram | None, outputs: Gram | None) -> Solution:
+    """S's root, then the (i, i) Gram of M; its eigenvectors V give U = M V / σ."""
+    gt_io = t_oi.mT if outputs is None else outputs.times(t_oi.mT)  # (G T)ᵀ
+    inner_ii = gt_io @ t_oi
+    if inputs is not None:
+        inner_ii = inputs.left(inputs.right(inner_ii))  # Sᵀ (Tᵀ G T) S
+    squared_n, v_ii = _eigen(inner_ii)
+
+    def pair(rank: int) -> tuple[Tensor, Tensor]:
+        v_ir, squared_r = v_ii[..., :rank], squared_n[..., :rank]
+        if outputs is not None and bool((squared_r > 0).all()):
+            # P never appears: B is made orthonormal in the metric G itself.
+            b_or = _right(t_oi, inputs) @ (v_ir / squared_r.sqrt().unsqueeze(-2))
+            lower = torch.linalg.cholesky(symmetric(outputs.congruence(b_or.mT)))
+            b_or = torch.linalg.solve_triangular(lower, b_or.mT, upper=False).mT
+            return b_or, b_or.mT @ gt_io.mT
+        pt_oi = t_oi if outputs is None else outputs.left(t_oi)
+        u_or = _orthonormal(_right(pt_oi, inputs) @ v_ir)
+        return _output_side(u_or, squared_r, pt_oi, outputs)
+
+    return Solution(squared_n, pair)
+
+
+def _right(t_oi: Tensor, inputs: Gram | None) -> Tensor:
+    return t_oi if inputs is None else inputs.right(t_oi)
+
+
+def _eigen(gram_nn: Tensor) -> tuple[Tensor, Tensor]:
+    """(eigenvalues, eigenvectors) of M's Gram matrix, largest first, noise set to zero."""
+    values, vectors = torch.linalg.eigh(symmetric(gram_nn))
+    squared_n = values.flip(-1).clamp_min(0)
+    return torch.where(squared_n > NOISE * squared_n[..., :1], squared_n, 0), vectors.flip(-1)
+
+
+def _output_side(
+    u_or: Tensor, squared_r: Tensor, pt_oi: Tensor, outputs: Gram | None
+) -> tuple[Tensor, Tensor]:
+    """B = P⁻¹ U, A = Uᵀ P T, directions that the data leaves open chosen for P T itself."""
+    if bool((squared_r == 0).any()):
+        u_or = _complete(u_or, squared_r, pt_oi)
+    return (u_or if outputs is None else outputs.left_inverse(u_or)), u_or.mT @ pt_oi
 
 
 def _orthonormal(y_on: Tensor) -> Tensor:
@@ -82,14 +132,6 @@ def _complete(u_on: Tensor, squared_n: Tensor, t_oi: Tensor) -> Tensor:
     left, _, _ = torch.linalg.svd(rest_oi, full_matrices=False)
     # A second projection: the residual is orthogonal only up to its own rounding.
     return _orthonormal(torch.cat([u_or, left[:, : n - kept]], -1))
-
-
-def factors(
-    spec: Spectrum, rank: int, pt_oi: Tensor, out_inverse: Callable[[Tensor], Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Balanced (B_or, A_ri) of the given rank; `out_inverse` applies P⁻¹ to (o, r) columns."""
-    u_or = spec.u_on[..., :rank]
-    return balance(out_inverse(u_or), u_or.mT @ pt_oi.double())
 
 
 def balance(b_or: Tensor, a_ri: Tensor) -> tuple[Tensor, Tensor]:

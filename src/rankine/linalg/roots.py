@@ -19,7 +19,7 @@ FLOOR = 1e-10
 def symmetric(h: Tensor) -> Tensor:
     """(H + Hᵀ)/2 in float64: what `eigh` wants, whatever rounding the accumulation left."""
     h = h.double()
-    return (h + h.mT) / 2
+    return (h + h.mT).mul_(0.5)
 
 
 @dataclass(frozen=True)

@@ -73,13 +73,11 @@ class LowRank(Structure):
     # -- pure functions -------------------------------------------------------------------------
     def encode(self, w: Tensor, metric: Metric, start: Parts | None = None) -> Parts:
         """The best rank-r pair in the metric (see linalg.lowrank), balanced; float64 inside."""
-        self._check(w.shape)
+        self._check(w.shape, min(w.shape[-2:]))
         if metric.off_data == "zero":
             b, a = self._encode_on_data(w, metric)
         else:
-            pt = metric.left(w)
-            m = metric.inputs.right(pt) if metric.inputs is not None else pt
-            b, a = lowrank.factors(lowrank.spectrum(m, pt), self.rank, pt, metric.left_inverse)
+            b, a = _solution(w, metric).factors(self.rank)
         return self.parts(b, a, w.dtype)
 
     def _encode_on_data(self, w: Tensor, metric: Metric) -> tuple[Tensor, Tensor]:
@@ -129,9 +127,7 @@ class LowRank(Structure):
     def curve(self, w: Tensor, metric: Metric, dtype: torch.dtype | None = None) -> list[Option]:
         """All ranks that store less than the dense weight, from one spectrum."""
         dtype = dtype or w.dtype
-        pt = metric.left(w)
-        m = metric.inputs.right(pt) if metric.inputs is not None else pt
-        tails = lowrank.spectrum(m).tails
+        tails = _solution(w, metric).tails
         losses = (metric.scale * tails).reshape(-1, tails.shape[-1]).sum(0).tolist()
         dense = math.prod(w.shape) * dtype.itemsize * 8
         options = []
@@ -142,10 +138,17 @@ class LowRank(Structure):
                 options.append(Option(sized, bits, losses[rank]))
         return options
 
-    def _check(self, shape: Sequence[int]) -> None:
-        if self.rank > min(shape[-2:]):
+    def split(self, parts: Parts, rows: Sequence[int]) -> list[Parts]:
+        """One `down` for all (the shared basis), and each its own rows of `up`."""
+        if self.pivoted or self.view == "table" or self.bias:
+            raise TypeError("only two plain factors can be shared")
+        ups = parts["up.weight"].split(list(rows))
+        return [{"down.weight": parts["down.weight"], "up.weight": up.clone()} for up in ups]
+
+    def _check(self, shape: Sequence[int], most: int) -> None:
+        if self.rank > most:
             raise UserError(
-                f"expected a rank of at most {min(shape[-2:])} for a {tuple(shape[-2:])} weight, "
+                f"expected a rank of at most {most} for a {tuple(shape[-2:])} weight, "
                 f"found {self.rank}"
             )
         if self.pivoted and len(shape) > 2:
@@ -155,19 +158,25 @@ class LowRank(Structure):
     def module(self, like: nn.Module) -> nn.Module:
         """`LowRankLinear` or `LowRankEmbedding` on meta."""
         o, i = weight_shape(like)
-        self._check((o, i))
+        # A basis shared between layers may have more directions than one of them has outputs.
+        shareable = not self.pivoted and self.view == "channel"
+        self._check((o, i), max(o, i) if shareable else min(o, i))
         dtype = dtype_of(like)
         if hasattr(like, "num_embeddings") != (self.view == "table"):
             raise UserError(
                 f'view "{self.view}" does not fit a {type(like).__name__}: '
                 'embeddings want "table", linear layers "channel"'
             )
-        if isinstance(like, nn.Embedding):
-            return LowRankEmbedding(self, i, o, like.padding_idx, dtype)
+        if self.view == "table":
+            return LowRankEmbedding(self, i, o, getattr(like, "padding_idx", None), dtype)
         bias = has_bias(like) or self.bias
         if self.pivoted:
             return PivotedLinear(self, i, o, bias, dtype)
         return LowRankLinear(self, i, o, bias, dtype)
+
+
+def _solution(w: Tensor, metric: Metric) -> lowrank.Solution:
+    return metric.once(w, "svd", lambda: lowrank.weighted(w, metric.inputs, metric.outputs))
 
 
 class LowRankLinear(nn.Module):
@@ -278,20 +287,24 @@ class PivotedLinear(nn.Module):
 
 
 class LowRankEmbedding(nn.Module):
-    """ids → up(table[ids])."""
+    """ids → up(table[ids]). A bias (the mean of a centred table) does not reach the padding row,
+    which was not centred: one that was zero still is."""
 
     def __init__(self, structure: LowRank, v: int, d: int, padding: int | None, dtype: torch.dtype):
         super().__init__()
         self.structure = structure
         self.num_embeddings, self.embedding_dim, self.padding_idx = v, d, padding
         self.down = meta_embedding(v, structure.rank, padding, dtype)
-        self.up = meta_linear(structure.rank, d, False, dtype)
+        self.up = meta_linear(structure.rank, d, structure.bias, dtype)
 
     def forward(self, ids: Tensor) -> Tensor:
         """(...) ids → (..., width)."""
-        return self.up(self.down(ids))
+        e = self.up(self.down(ids))
+        if self.up.bias is None or self.padding_idx is None:
+            return e
+        return e - (ids == self.padding_idx).unsqueeze(-1) * self.up.bias
 
     @property
     def weight(self) -> Tensor:
         """The dense (vocabulary, width) table, rebuilt at each access."""
-        return self.down.weight @ self.up.weight.mT
+        return self(torch.arange(self.num_embeddings, device=self.down.weight.device))
