@@ -202,7 +202,9 @@ class Compressor(Method):
         return Metric()
 
     def goal(self, target: Target, source: Source, evidence: Evidence) -> Tensor:
-        """The matrix to approximate; default: the weight."""
+        """The matrix to approximate; default: the weight; of a group, its weights stacked."""
+        if target.kind == "group":
+            return torch.cat([source.weight(weight) for weight in target.weights])
         return source.weight(target.weights[0])
 
     @property
@@ -213,12 +215,17 @@ class Compressor(Method):
     def bid(self, target: Target, goal: Tensor, metric: Metric, dtype: torch.dtype) -> Bid:
         """Dense, and every size of the template. Losses are those of `metric`."""
         structure = self.structure(target)
-        curve = structure.curve(goal, metric, dtype)
-        options = [dataclasses.replace(option, by=self.name) for option in curve]
+        options = []
+        for option in structure.curve(goal, metric, dtype):
+            bits = option.bits + bits_of_tied(target, option.structure, dtype)
+            options.append(dataclasses.replace(option, bits=bits, by=self.name))
         return dense_bid(target, goal, dtype, options)
 
     def structure(self, target: Target) -> Structure:
-        """The template for one target (a centred fit may add a bias where there is none)."""
+        """The template for one target: of a table where an embedding stands (a centred fit may add
+        a bias where there is none)."""
+        if target.weights[0].operator == "embedding" and isinstance(self.template, LowRank):
+            return dataclasses.replace(self.template, view="table")
         return self.template
 
     def fit(
@@ -227,14 +234,13 @@ class Compressor(Method):
         """The patch that puts `choice` in the target's place, parts in `dtype`."""
         if isinstance(choice, Dense):
             return Patch()
-        weight = target.weights[0]
         stored = stored_parts(choice, goal, metric, dtype)
         if isinstance(choice, LowRank) and choice.pivoted:
             choice, stored = unless_rounding_hurts(choice, stored, goal, metric, dtype)
         bias = None
         if metric.mean_i is not None:
             bias = metric.implied_bias(goal, rebuilt(choice, stored))
-        return Patch.of(weight.path, choice, stored, bias)
+        return Patch.over(target, choice, stored, bias)
 
     @property
     def allocator(self) -> Allocator:
@@ -319,6 +325,14 @@ def unless_rounding_hurts(
     parts = stored_parts(smaller, goal, metric, dtype)
     better = metric.loss(goal, rebuilt(smaller, parts)) < loss
     return (smaller, parts) if better else (choice, stored)
+
+
+def bits_of_tied(target: Target, choice: Structure, dtype: torch.dtype) -> int:
+    """What output layers that share a factored table store of their own: its `up`, turned."""
+    if target.kind != "table" or not isinstance(choice, LowRank):
+        return 0
+    heads = len(target.weights) - 1
+    return heads * choice.rank * target.shape[0] * dtype.itemsize * 8
 
 
 def two_sided(

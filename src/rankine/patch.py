@@ -7,7 +7,7 @@ tensors, and the loader applies it on meta. It works for any `nn.Module`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rankine import structures
+from rankine.anatomy import Target
 from rankine.errors import UserError
 from rankine.metric import Metric
 from rankine.structures.base import Parts, Structure, has_bias, matrix, weight_shape
@@ -45,6 +46,46 @@ class Patch:
         if bias is not None:
             tensors[f"{path}.{structure.bias_name}"] = bias
         return cls({path: structure}, tensors)
+
+    @classmethod
+    def over(
+        cls, target: Target, structure: Structure, parts: Parts, bias: Tensor | None = None
+    ) -> Patch:
+        """The patch of a target that may have several weights: a group's members share the parts
+        of their stack; an output layer tied to a table shares the table."""
+        if target.kind == "group":
+            rows = [weight.shape[0] for weight in target.weights]
+            return cls._shared(target.members, structure, structure.split(parts, rows))
+        first, *rest = target.members
+        patch = cls.of(first, structure, parts, bias)
+        for head in rest:
+            patch |= cls._reading(head, first, parts)
+        return patch
+
+    @classmethod
+    def _shared(cls, paths: Sequence[str], structure: Structure, members: Sequence[Parts]) -> Patch:
+        """One structure at several places; a part that is one tensor in several of them is stored
+        at the first."""
+        tensors: dict[str, Tensor] = {}
+        tied: dict[str, str] = {}
+        homes: dict[int, str] = {}
+        for path, parts in zip(paths, members, strict=True):
+            for part, tensor in parts.items():
+                name = f"{path}.{part}"
+                home = homes.setdefault(id(tensor), name)
+                if home == name:
+                    tensors[name] = tensor
+                else:
+                    tied[name] = home
+        return cls(dict.fromkeys(paths, structure), tensors, tied)
+
+    @classmethod
+    def _reading(cls, head: str, table: str, parts: Parts) -> Patch:
+        """The output layer of a factored table: W = down · upᵀ, `down` being the table's own."""
+        rank = parts["down.weight"].shape[1]
+        turned = {f"{head}.down.weight": parts["up.weight"].mT.contiguous()}
+        tied = {f"{head}.up.weight": f"{table}.down.weight"}
+        return cls({head: structures.LowRank(rank)}, turned, tied)
 
     def __or__(self, later: Patch) -> Patch:
         """Both, the later one winning where they meet. A module that `later` replaces takes the
@@ -246,18 +287,19 @@ def _dense_like(module: nn.Module, shape: tuple[int, int] | None = None) -> stru
     return structures.Dense(shape, "table" if table else "channel")
 
 
-def stored_bits(model: nn.Module, path: str) -> int:
-    """Bits of the tensors below a module, without a bias that the dense layer had too."""
-    module = model.get_submodule(path)
-    structure = getattr(module, "structure", None)
-    skip = "" if structure is None else structure.bias_name
-    adds_bias = bool(getattr(structure, "bias", False))
-    total = 0
-    for name, tensor in module.state_dict().items():
-        if name in (skip, "bias") and not adds_bias:
-            continue
-        total += tensor.numel() * tensor.element_size() * 8
-    return total
+def stored_bits(model: nn.Module, *paths: str) -> int:
+    """Bits of the tensors below modules, shared ones once, without biases that the dense layers
+    had too."""
+    found: dict[int, Tensor] = {}
+    for path in paths:
+        module = model.get_submodule(path)
+        structure = getattr(module, "structure", None)
+        skip = "" if structure is None else structure.bias_name
+        adds_bias = bool(getattr(structure, "bias", False))
+        for name, tensor in module.state_dict(keep_vars=True).items():
+            if name not in (skip, "bias") or adds_bias:
+                found[id(tensor)] = tensor
+    return sum(tensor.numel() * tensor.element_size() * 8 for tensor in found.values())
 
 
 def dense_shape(module: nn.Module) -> tuple[int, int]:

@@ -40,7 +40,22 @@ def test_ids_of_competing_targets_differ(described):
 
 def test_several_weights_have_no_single_shape(described):
     with pytest.raises(ValueError):  # noqa: PT011
-        _ = Target(described.blocks[0].steps[0], "group").shape
+        _ = Target(described.blocks[0].steps[0], "attention").shape
+
+
+def test_a_group_is_a_stack(described):
+    q, k, v = described.blocks[0].steps[0]
+    group = Target((q, k, v), "group")
+    assert group.shape == (q.shape[0] + k.shape[0] + v.shape[0], q.shape[1])
+    assert group.size == group.shape[0] * group.shape[1]
+
+
+def test_a_table_counts_what_is_tied_once(described):
+    table = Target((described.weight("model.embed_tokens"), described.weight("lm_head")), "table")
+    assert table.shape == described.weight("model.embed_tokens").shape
+    assert table.size == table.shape[0] * table.shape[1]
+    apart = Target(described.blocks[0].steps[2], "group")
+    assert apart.size == 2 * apart.weights[0].shape[0] * apart.weights[0].shape[1]
 
 
 def test_the_default_is_every_linear_inside_blocks(described):

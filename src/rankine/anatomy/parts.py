@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -135,7 +136,9 @@ class Anatomy:
 class Target:
     """What is fitted together: the unit of bidding, fitting and journalling.
 
-    `kind`: weight | residual | group | pair | attention | mlp | table.
+    `kind`: weight | residual | group | pair | attention | mlp | table. A group is layers of one
+    role side by side, with the same inputs' width; a table is an embedding and what shares its
+    storage.
     """
 
     weights: tuple[Weight, ...]
@@ -155,9 +158,20 @@ class Target:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(outputs, inputs) of the only weight; raises ValueError where there are several."""
+        """(outputs, inputs) of the matrix that is fitted: a group's weights stand on top of each
+        other, a table's is the embedding; raises ValueError where several weights are none."""
+        if self.kind == "group":
+            return sum(weight.shape[0] for weight in self.weights), self.weights[0].shape[1]
+        if self.kind == "table":
+            return self.weights[0].shape
         (weight,) = self.weights
         return weight.shape
+
+    @property
+    def size(self) -> int:
+        """Number of stored weights: a matrix that shares another member's storage adds none."""
+        own = {f"{weight.path}.weight" for weight in self.weights}
+        return sum(math.prod(w.shape) for w in self.weights if w.tied_with not in own)
 
     @property
     def block(self) -> int:

@@ -39,19 +39,16 @@ class Size:
 
 def measured_size(model: nn.Module, targets: list[Target]) -> Size:
     """Counted on the tensors of the model that will be, or was, saved."""
-    weights = {w.path: w.shape[0] * w.shape[1] for t in targets for w in t.weights}
-    return Size(sum(stored_bits(model, path) for path in weights), sum(weights.values()))
+    paths = [weight.path for target in targets for weight in target.weights]
+    return Size(stored_bits(model, *paths), sum(target.size for target in targets))
 
 
 def check_bits(model: nn.Module, patch: Patch, choices: Mapping[str, Option]) -> None:
     """Every structure stores exactly the bits it states, and together at most what was allotted.
     One that a later stage put others into (codes for a factor) is the sum of its parts."""
     dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
-    total = 0
     for path, structure in patch.modules.items():
         found = stored_bits(model, path)
-        if not any(path.startswith(outer + ".") for outer in patch.modules):
-            total += found
         if any(inner.startswith(path + ".") for inner in patch.modules):
             continue
         stated = structure.bits(weight_shape(model.get_submodule(path)), dtype)
@@ -59,7 +56,8 @@ def check_bits(model: nn.Module, patch: Patch, choices: Mapping[str, Option]) ->
             raise AssertionError(
                 f"{path}: {structure} states {stated} bits and stores {found}: please report this"
             )
-    allotted = sum(option.bits for option in choices.values())
+    outer = [p for p in patch.modules if not any(p.startswith(o + ".") for o in patch.modules)]
+    total, allotted = stored_bits(model, *outer), sum(option.bits for option in choices.values())
     if choices and total > allotted:
         raise AssertionError(f"{allotted} bits were allotted and {total} are stored")
 

@@ -85,7 +85,7 @@ def _kept(run: Run) -> float:
     weights = sum(math.prod(weight_shape(run.model.get_submodule(p))) for p in paths)
     if not weights:
         return run.store_dtype.itemsize / 2
-    return sum(stored_bits(run.model, p) for p in paths) / (16 * weights)
+    return stored_bits(run.model, *paths) / (16 * weights)
 
 
 def begin(

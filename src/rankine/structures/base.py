@@ -61,6 +61,11 @@ class Structure:
         loss = float(metric.loss(w, self.decode(parts)).sum())
         return [Option(self, self.bits(w.shape, dtype or w.dtype), loss)]
 
+    def split(self, parts: Parts, rows: Sequence[int]) -> list[Parts]:
+        """Parts of weights that were fitted as one stack, `rows` of it each; a tensor that they
+        share is the same object in all of them."""
+        raise TypeError(f"{type(self).__name__} cannot be shared by several weights")
+
     def module(self, like: nn.Module) -> nn.Module:
         """The module (on meta) that stands where `like` stood."""
         raise TypeError(f"{type(self).__name__} builds no module")
