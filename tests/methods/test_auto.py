@@ -3,7 +3,6 @@
 import pytest
 import torch
 from fitting import Layer, correlated, normal
-from suite import bf16
 
 import rankine
 import tiny_models as tiny
@@ -13,6 +12,7 @@ from rankine.linalg.anchor import anchored_goal
 from rankine.method import get
 from rankine.patch import stored_bits
 from rankine.structures import Dense, LowRank
+from rankine.testing.suite import bf16
 
 X, G = correlated(300, 6), correlated(300, 8, seed=3)
 SEEN = X @ (torch.eye(6).double() + 0.2 * normal(6, 6, seed=4)) + 0.1 * normal(300, 6, seed=5)

@@ -1,10 +1,10 @@
 """Every method of the table does what every method must do."""
 
 import pytest
-from suite import MethodChecks
 from table import ROWS
 
 from rankine.method import Compressor, catalogue
+from rankine.testing.suite import MethodChecks
 
 
 @pytest.fixture(params=ROWS, ids=lambda row: row.id)

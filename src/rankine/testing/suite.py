@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from table import Row
 from torch import Tensor, nn
 
 import rankine
-import tiny_models as tiny
+from rankine.budget import Uniform
 from rankine.engine.run import cast, open_run
 from rankine.engine.stage import Stage, measure
 from rankine.method import Compressor, get
@@ -21,9 +20,9 @@ from rankine.patch import matrix, stored_bits
 from rankine.pipeline import Result
 from rankine.recipe import Recipe
 from rankine.structures import Dense, LowRank
+from rankine.testing import models as tiny
+from rankine.testing.rows import Row
 
-#: Rules that give every target the same share and leave the rest of the budget.
-UNIFORM = ("svd", "svd_llm", "anchored_svd")
 #: Row → its first run, which most checks look at.
 MADE: dict[str, tuple[Result, Path]] = {}
 
@@ -58,6 +57,16 @@ def targeted(result: Result) -> list[Any]:
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     """Bit for bit."""
     return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
+
+
+def same_share(row: Row) -> bool:
+    """Does its rule give every target the same share and leave the rest of the budget?"""
+    method = get(row.method, row.knobs)
+    assert isinstance(method, Compressor)
+    own_rule = type(method).allocate is not Compressor.allocate
+    if own_rule:
+        return row.knobs.get("allocation") == "uniform"
+    return isinstance(method.allocator, Uniform)
 
 
 class MethodChecks:
@@ -122,7 +131,7 @@ class MethodChecks:
         slack = int(row.keep * 16 * count) - sum(choices[path].bits for path in bits)
         for bid in result.stages[-1].bids:
             chosen = choices[bid.target]
-            if row.knobs.get("allocation") == "uniform" or row.method in UNIFORM:
+            if same_share(row):
                 slack = int(row.keep * bid.dense_bits) - chosen.bits
             elif row.probes:
                 break  # one share per type: coarse on purpose
