@@ -9,6 +9,8 @@ a busy job took 2.9 s instead of 0.006 s.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 #: Who tells a process that it shares the machine with its like: torchrun, pytest-xdist.
 _WORKER_COUNTS = ("LOCAL_WORLD_SIZE", "PYTEST_XDIST_WORKER_COUNT")
@@ -17,6 +19,18 @@ _WORKER_COUNTS = ("LOCAL_WORLD_SIZE", "PYTEST_XDIST_WORKER_COUNT")
 def be_passive() -> None:
     """Let idle OpenMP threads sleep, unless the user chose (`OMP_WAIT_POLICY`)."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+@contextmanager
+def passive() -> Iterator[None]:
+    """`be_passive` for an OpenMP that is loaded inside, and the environment as it was after it."""
+    chosen = "OMP_WAIT_POLICY" in os.environ
+    be_passive()
+    try:
+        yield
+    finally:
+        if not chosen:
+            os.environ.pop("OMP_WAIT_POLICY", None)
 
 
 def settle(threads: int | None = None) -> int:
