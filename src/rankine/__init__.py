@@ -5,14 +5,17 @@ one of them is used.
 """
 
 import importlib
+import logging
+from inspect import isfunction
 from typing import TYPE_CHECKING, Any
 
 from rankine._register import register_with_transformers
-from rankine.threads import be_passive
+from rankine.manners import leaves_as_found
+from rankine.threads import passive
 
 __version__ = "0.1.0"
 
-be_passive()
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 register_with_transformers()
 
 #: Public name → where it lives.
@@ -53,7 +56,10 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'rankine' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_PUBLIC[name]), name)
+    with passive():
+        value = getattr(importlib.import_module(_PUBLIC[name]), name)
+    if isfunction(value):
+        value = leaves_as_found(value)
     globals()[name] = value
     return value
 
