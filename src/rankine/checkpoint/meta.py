@@ -10,13 +10,12 @@ from rankine.checkpoint.load import (
     EMBEDDED,
     ModelInfo,
     _dtype,
-    _model_class,
+    architecture,
     check_directory,
     local_directory,
     tokenizer_of,
 )
 from rankine.checkpoint.save import patch_of
-from rankine.errors import UserError
 
 
 def open_meta(spec: str, dtype: str | torch.dtype = "auto") -> tuple[Any, Any, ModelInfo]:
@@ -25,7 +24,7 @@ def open_meta(spec: str, dtype: str | torch.dtype = "auto") -> tuple[Any, Any, M
     No weight is read, so a model larger than memory is planned in seconds. Raises UserError as
     `load` does.
     """
-    import transformers
+    from accelerate import init_empty_weights
 
     where = spec
     if spec == EMBEDDED:
@@ -35,17 +34,17 @@ def open_meta(spec: str, dtype: str | torch.dtype = "auto") -> tuple[Any, Any, M
     directory = local_directory(where)
     if directory is not None:
         check_directory(directory)
-    try:
-        config = transformers.AutoConfig.from_pretrained(str(directory or where))
-    except (OSError, ValueError) as error:
-        first = str(error).strip().split("\n")[0]
-        raise UserError(f"expected a transformers model at {spec}, found: {first}") from None
-    cls = _model_class(transformers, config)
-    with torch.device("meta"):
+    cls, config = architecture(where, directory)
+    with init_empty_weights(include_buffers=False):  # rotary tables are computed, not saved
         model = cls.from_config(config) if hasattr(cls, "from_config") else cls(config)
+    if hasattr(model, "tie_weights"):
+        model.tie_weights()  # registering each parameter on meta has parted them
     asked = _dtype(dtype)
     stored = asked if isinstance(asked, torch.dtype) else getattr(config, "dtype", None)
-    model = model.to(stored or torch.float32).eval()
+    for tensor in model.state_dict(keep_vars=True).values():
+        if tensor.is_floating_point():  # what is saved; `Module.to` would round the tables too
+            tensor.data = tensor.data.to(stored or torch.float32)
+    model.eval()
     patch = patch_of(model)
     patch.swap(model, getattr(model, "base_model_prefix", ""))
     return model, tokenizer_of(where), ModelInfo(spec, directory, patch)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from rankine.anatomy import Target
 from rankine.method import Card, Compressor, Evidence, method
-from rankine.metric import Gram, Metric
+from rankine.metric import Metric
 from rankine.statistics import InputMoment, Need
 
 
@@ -38,4 +38,4 @@ class SVDLLM(Compressor):
 
     def metric(self, target: Target, evidence: Evidence) -> Metric:
         """‖(W − Ŵ) S‖_F."""
-        return Metric(inputs=Gram(evidence.inputs(target.weights[0]).h_nn))
+        return Metric(inputs=evidence.inputs(target.weights[0]).gram)

@@ -5,9 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from rankine.metric import Gram
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,11 @@ class Moment:
     h_nn: Tensor
     mean_n: Tensor
     count: int
+
+    @cached_property
+    def gram(self) -> Gram:
+        """H as one side of a metric; weights that read the same tensor share its root."""
+        return Gram(self.h_nn)
 
     @property
     def covariance(self) -> Tensor:
@@ -80,10 +88,13 @@ class MomentSum:
         self.count += x.shape[0]
 
     def mean(self) -> Moment:
-        """The moment; raises ValueError when nothing was added."""
+        """The moment, which takes the sum's memory; raises ValueError when nothing was added."""
         if self.h_nn is None or self.sum_n is None:
             raise ValueError("no positions were measured")
-        return Moment(self.h_nn / self.count, self.sum_n / self.count, self.count)
+        moment = Moment(self.h_nn.div_(self.count), self.sum_n.div_(self.count), self.count)
+        self.h_nn = self.sum_n = None
+        self.count = 0
+        return moment
 
 
 def clip_rows(g_btn: Tensor, mask_bt: Tensor, clip: float | None) -> Tensor:

@@ -4,7 +4,7 @@ to the spool at once, and boundaries that do not fit in memory wait in files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,6 +77,7 @@ class Unit:
 
     index: int
     run: Callable[[int, Tensor], Any]
+    path: str = ""
     reads: Mapping[str, str] = field(default_factory=dict)
     writes: Mapping[str, tuple[str, OutputGradient]] = field(default_factory=dict)
 
@@ -115,7 +116,7 @@ def survey(
 
 def _units(walk: Walk, needs: Mapping[str, frozenset[Need]]) -> list[Unit]:
     """One per block, in order; one more where weights outside the blocks are measured."""
-    blocks = [(b.index, b.weights, _runner(walk, b)) for b in walk.anatomy.blocks]
+    blocks = [(b.index, b.path, b.weights, _runner(walk, b)) for b in walk.anatomy.blocks]
     outside = tuple(w for w in walk.anatomy.outside if w.path in needs)
     if table := next((w.path for w in outside if w.operator == "embedding"), None):
         raise UserError(
@@ -123,11 +124,12 @@ def _units(walk: Walk, needs: Mapping[str, frozenset[Need]]) -> list[Unit]:
             "choose a method that needs no data"
         )
     if outside:
-        blocks.append((OUTSIDE, outside, blocks[0][2] if walk.whole else walk.tail))
+        blocks.append((OUTSIDE, "", outside, blocks[0][3] if walk.whole else walk.tail))
     return [
         Unit(
             index,
             run,
+            path,
             {_input_key(w): w.reads for w in weights if InputMoment() in needs.get(w.path, ())},
             {
                 _gradient_key(w, need): (w.path, need)
@@ -136,8 +138,28 @@ def _units(walk: Walk, needs: Mapping[str, frozenset[Need]]) -> list[Unit]:
                 if isinstance(need, OutputGradient)
             },
         )
-        for index, weights, run in blocks
+        for index, path, weights, run in blocks
     ]
+
+
+def measured(
+    walk: Walk, needs: Mapping[str, frozenset[Need]]
+) -> Iterator[tuple[int, dict[str, Moment]]]:
+    """Input moments unit by unit on the dense stream, each gone when the next is asked for: for
+    who needs no other block's to decide. Yields (block index, key → moment); the unit's own
+    weights may be replaced before the next is asked for."""
+    for unit in _units(walk, needs):
+        with walk.standing(unit.path):
+            tensors = _forward(walk, unit, unit)
+            yield (
+                unit.index,
+                {
+                    key: Moment.from_tensors(
+                        {n: tensors[f"{key}/{n}"] for n in ("h", "mean", "count")}
+                    )
+                    for key in unit.reads
+                },
+            )
 
 
 def _runner(walk: Walk, block: Any) -> Callable[[int, Tensor], Any]:
@@ -159,7 +181,7 @@ def _forward(walk: Walk, unit: Unit, wanted: Unit) -> dict[str, Tensor]:
 
     hooks = [(walk.model.get_submodule(p), listen(k), True) for k, p in wanted.reads.items()]
     after = []
-    with listening(hooks):
+    with walk.standing(unit.path), listening(hooks):
         for current, hidden in enumerate(walk.hidden):
             out = unit.run(current, hidden)
             after.append(hidden if walk.whole or unit.index == OUTSIDE else out)
@@ -210,8 +232,9 @@ def _reverse(
         hidden_of = boundaries.pop()
         if units[n] is not loss_unit and n >= first:
             sums = _Gradients(walk, units[n] if units[n] in wanted else Unit(0, units[n].run))
-            for index, hidden in enumerate(hidden_of):
-                grads[index] = sums.add(index, hidden, units[n].run, grads[index])
+            with walk.standing(units[n].path):
+                for index, hidden in enumerate(hidden_of):
+                    grads[index] = sums.add(index, hidden, units[n].run, grads[index])
             if units[n] in wanted:
                 keep(f"grad-{units[n].index}", sums.moments(terms))
         done += 1

@@ -7,15 +7,15 @@ tables) and the first boundary. Blocks then run alone, forwards or, with gradien
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rankine.anatomy import Anatomy, Block, Weight
+from rankine.checkpoint.streamed import Resident, Weights
 from rankine.tasks.task import Task
 
 
@@ -81,12 +81,18 @@ def as_walked(anatomy: Anatomy, model: nn.Module, task: Task, batch: Any) -> Ana
     if len(anatomy.blocks) < 2 and all(b.path == "" for b in anatomy.blocks):
         return anatomy
     paths = [block.path for block in anatomy.blocks]
-    seen: list[tuple[str, Tensor, Tensor]] = []
+    seen: list[str] = []
+    last: list[Tensor] = []  # only what the block before wrote: the model may be deep
+    chained = True
 
     def listen(path: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-            out = output[0] if isinstance(output, tuple) else output
-            seen.append((path, _hidden(args, kwargs), out))
+            nonlocal chained
+            hidden, out = _hidden(args, kwargs), output[0] if isinstance(output, tuple) else output
+            if last:
+                chained &= last[0].shape == hidden.shape and torch.equal(last[0], hidden)
+            seen.append(path)
+            last[:] = [out]
 
         return hook
 
@@ -96,11 +102,7 @@ def as_walked(anatomy: Anatomy, model: nn.Module, task: Task, batch: Any) -> Ana
             handle = module.register_forward_hook(listen(path), with_kwargs=True)
             stack.callback(handle.remove)
         task.run(model, batch)
-    chained = [path for path, _, _ in seen] == paths and all(
-        before.shape == after.shape and torch.equal(before, after)
-        for (_, _, before), (_, after, _) in pairwise(seen)
-    )
-    return anatomy if chained else one_block(anatomy)
+    return anatomy if chained and seen == paths else one_block(anatomy)
 
 
 def one_block(anatomy: Anatomy) -> Anatomy:
@@ -118,11 +120,23 @@ def _hidden(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
     return args[0] if args else next(v for v in kwargs.values() if isinstance(v, Tensor))
 
 
+class _RecordedError(Exception):
+    """Raised by the last block: what follows need not run."""
+
+
 class Walk:
     """The calibration batches at the boundary before some block of one model."""
 
-    def __init__(self, model: nn.Module, anatomy: Anatomy, task: Task, batches: Sequence[Any]):
+    def __init__(
+        self,
+        model: nn.Module,
+        anatomy: Anatomy,
+        task: Task,
+        batches: Sequence[Any],
+        weights: Weights | None = None,
+    ):
         self.model, self.anatomy, self.task = model, anatomy, task
+        self.weights = weights or Resident()
         self.batches = list(batches)
         self.calls: list[list[Call]] = []
         self.hidden: list[Tensor] = []
@@ -131,6 +145,10 @@ class Walk:
             self.calls.append(calls)
             self.hidden.append(first)
         self.masks = [self._mask(batch, h) for batch, h in zip(self.batches, self.hidden)]
+
+    def standing(self, path: str) -> AbstractContextManager[None]:
+        """A context in which a part of the model keeps its weights in memory."""
+        return self.weights.standing(path) if path else nullcontext()
 
     def _mask(self, batch: Any, hidden: Tensor) -> Tensor | None:
         mask = self.task.mask(batch)
@@ -172,12 +190,15 @@ class Walk:
             calls.append(call)
             if not first:
                 first.append(hidden.detach())
+            if len(calls) == len(self.anatomy.blocks):
+                raise _RecordedError
             return hidden
 
         with ExitStack() as stack:
             for block in self.anatomy.blocks:
                 stack.enter_context(replaced_forward(self.module(block), bypass))
-            self.task.run(self.model, batch)
+            with suppress(_RecordedError):
+                self.task.run(self.model, batch)
         return calls, first[0]
 
     def forward(

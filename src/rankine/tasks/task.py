@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol, get_args, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from rankine import own
 from rankine.errors import UserError, suggest
 
 Split = Literal["calibration", "train", "evaluation"]
@@ -59,8 +60,10 @@ class Task(Protocol):
 class FunctionTask:
     """A task of the user's own parts.
 
-    - `calibration`: an iterable of batches (mappings, tuples or tensors), read once and kept.
+    - `calibration`: an iterable of batches (mappings, tuples or tensors), read once and kept;
+      methods that need no data do without.
     - `forward(model, batch)`: default `model(**batch)` for mappings, `model(batch[0])` for tuples.
+      The batch it gets is on the model's device, its floating tensors in the model's dtype.
     - `loss(outputs, batch)`: one value per example (`reduction="none"`); only gradient statistics,
       probes and training need it.
     - `evaluate(model)`: named figures; `mask(batch)`: positions that count.
@@ -68,7 +71,7 @@ class FunctionTask:
 
     def __init__(
         self,
-        calibration: Iterable[Any],
+        calibration: Iterable[Any] = (),
         forward: Callable[[nn.Module, Any], Any] | None = None,
         loss: Callable[[Any, Any], Tensor] | None = None,
         evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None,
@@ -89,18 +92,44 @@ class FunctionTask:
         """See `Task.batches`."""
         check_split(split)
         found = self._sources["train"] if split == "train" else self._kept[split]
-        if split == "calibration" and not self._kept["calibration"]:
+        if split == "calibration" and not self.has_data:
             raise UserError("expected calibration batches, found none: pass an iterable of batches")
         return found
 
+    @property
+    def has_data(self) -> bool:
+        """Is there anything to calibrate on?"""
+        return bool(self._kept["calibration"])
+
+    @property
+    def sizes(self) -> list[int]:
+        """Examples of each calibration batch: the first dimension of its first tensor."""
+        firsts = (
+            next(leaves(batch), ("", torch.empty(0)))[1] for batch in self._kept["calibration"]
+        )
+        return [first.shape[0] if first.ndim else 1 for first in firsts]
+
+    @property
+    def has_loss(self) -> bool:
+        """Was a loss given?"""
+        return self._loss is not None or type(self).loss is not FunctionTask.loss
+
+    @property
+    def code(self) -> str:
+        """sha256 (hex) of the functions that decide what is measured (see `own.code`)."""
+        return own.code(self._forward, self._loss, self._mask)
+
     def run(self, model: nn.Module, batch: Any) -> Any:
         """See `Task.run`."""
-        return self._forward(model, to_device(batch, device_of(model)))
+        return self._forward(model, to_device(batch, device_of(model), dtype_of(model)))
 
     def loss(self, outputs: Any, batch: Any) -> Tensor:
         """See `Task.loss`; raises UserError without a loss, or with a loss that is one scalar."""
         if self._loss is None:
-            raise UserError("this needs a loss per example: pass loss=lambda outputs, batch: ...")
+            raise UserError(
+                "expected a loss per example, found none: pass loss=lambda outputs, batch: ... "
+                "(--loss package.module:name)"
+            )
         value = self._loss(outputs, batch)
         if value.ndim == 0:
             raise UserError(
@@ -119,7 +148,7 @@ class FunctionTask:
     def score(self, model: nn.Module) -> dict[str, float]:
         """The user's figures; without any, the mean loss over the evaluation batches."""
         if self._evaluate is not None:
-            return {name: float(value) for name, value in self._evaluate(model).items()}
+            return own_figures(self._evaluate, model)
         if self._loss is None or not self._kept["evaluation"]:
             return {}
         with torch.no_grad():
@@ -132,7 +161,7 @@ class FunctionTask:
     def fingerprint(self, split: str = "calibration") -> str:
         """See `Task.fingerprint`."""
         digest = hashlib.sha256()
-        for batch in self.batches(split):
+        for batch in self._sources["train"] if split == "train" else self._kept[split]:
             for name, tensor in leaves(batch):
                 digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
                 raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
@@ -147,20 +176,40 @@ def check_split(split: str) -> None:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """The device a batch must be on: that of the model's first parameter."""
-    parameter = next(model.parameters(), None)
+    """The device a batch must be on: that of the first parameter that is in memory."""
+    parameter = next((p for p in model.parameters() if not p.is_meta), None)
     return parameter.device if parameter is not None else torch.device("cpu")
 
 
-def to_device(batch: Any, device: torch.device) -> Any:
-    """The batch with its tensors on `device`, whatever it is nested in."""
+def dtype_of(model: nn.Module) -> torch.dtype | None:
+    """The dtype a batch must have: that of the model's first floating parameter."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+
+
+def to_device(batch: Any, device: torch.device, dtype: torch.dtype | None = None) -> Any:
+    """The batch with its tensors on `device`, floating ones in `dtype` if given, whatever it is
+    nested in."""
     if isinstance(batch, Tensor):
-        return batch.to(device)
+        return batch.to(device, dtype if batch.is_floating_point() else None)
     if isinstance(batch, Mapping):
-        return {name: to_device(value, device) for name, value in batch.items()}
+        return {name: to_device(value, device, dtype) for name, value in batch.items()}
     if isinstance(batch, (list, tuple)):
-        return tuple(to_device(value, device) for value in batch)
+        return tuple(to_device(value, device, dtype) for value in batch)
     return batch
+
+
+@torch.no_grad()
+def own_figures(evaluate: Callable[[nn.Module], Any], model: nn.Module) -> dict[str, float]:
+    """What the user's `evaluate` says of a model. Raises UserError unless that is {name: number}.
+    """
+    found = evaluate(model)
+    try:
+        return {str(name): float(value) for name, value in found.items()}
+    except (AttributeError, TypeError, ValueError):
+        raise UserError(
+            'expected evaluate to return names and numbers, such as {"auc": 0.91}, found '
+            f"{found!r:.80}"
+        ) from None
 
 
 def leaves(batch: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
