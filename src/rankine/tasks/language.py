@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from rankine.errors import UserError
 from rankine.tasks import windows as W
 from rankine.tasks.score import logits_of, run_model, score_windows, token_nats
-from rankine.tasks.task import check_split
+from rankine.tasks.task import check_split, own_figures
 from rankine.tasks.text import Source, is_file, passages
 from rankine.tasks.windows import Windows
 
@@ -38,6 +38,7 @@ class LanguageModelling:
       `notes`.
     - Scores use non-overlapping windows of `window` tokens, on at most `max_tokens` tokens.
     - `tokens_at_once` bounds a batch.
+    - `evaluate(model)` adds figures of the user's own to the score.
     """
 
     def __init__(
@@ -56,9 +57,10 @@ class LanguageModelling:
         tokens_at_once: int = 8192,
         column: str | None = None,
         seed: int = 0,
+        evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None,
     ):
         limit = context or 1 << 40
-        self.tokenizer = tokenizer
+        self.tokenizer, self._evaluate = tokenizer, evaluate
         self.sequences, self.length, self.seed = sequences, min(length, limit), seed
         self.window, self.max_tokens = min(window, limit), max_tokens
         self.tokens_at_once, self.column = tokens_at_once, column
@@ -199,8 +201,10 @@ class LanguageModelling:
         return torch.ones_like(batch["input_ids"], dtype=torch.bool)
 
     def score(self, model: nn.Module) -> dict[str, float]:
-        """perplexity, bits_per_byte, accuracy, tokens on the evaluation windows."""
-        return score_windows(model, self.windows("evaluation"), self.tokens_at_once).summary()
+        """perplexity, bits_per_byte, accuracy, tokens on the evaluation windows, and the user's
+        own figures."""
+        found = score_windows(model, self.windows("evaluation"), self.tokens_at_once).summary()
+        return found | (own_figures(self._evaluate, model) if self._evaluate else {})
 
 
 def _same(a: Source, b: Source | None) -> bool:
