@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import copy
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 
@@ -57,3 +58,30 @@ def forget_tied(model: Any, names: Iterable[str]) -> None:
         old = getattr(model, attribute, None)
         if old:
             setattr(model, attribute, {k: v for k, v in dict(old).items() if k not in gone})
+
+
+def expert_banks(module: Any) -> tuple[str, ...]:
+    """Names of the (experts, outputs, inputs) parameters, first one first, of a module in which
+    transformers 5 stacks a layer's experts. Empty for any other module, and where experts are
+    stored transposed, interleaved, with biases or with norms of their own."""
+    asked = {
+        "is_transposed": False,
+        "is_concatenated": True,
+        "has_bias": False,
+        "has_post_expert_norm": False,
+    }
+    if any(getattr(module, name, wanted) is not wanted for name, wanted in asked.items()):
+        return ()
+    if not (hasattr(module, "_apply_gate") and hasattr(module, "has_gate")):
+        return ()
+    names = ("gate_up_proj" if module.has_gate else "up_proj", "down_proj")
+    return tuple(n for n in names if getattr(module._parameters.get(n), "ndim", 0) == 3)
+
+
+def expert_gate(module: Any) -> Callable[[Any], Any]:
+    """What an expert of that module does between its two matrices: (rows, outputs of the first) →
+    (rows, inputs of the second). Holds no parameter."""
+    shell = copy.copy(module)
+    shell._parameters = {}
+    gate: Callable[[Any], Any] = shell._apply_gate if module.has_gate else shell.act_fn
+    return gate

@@ -87,3 +87,15 @@ def test_globs_that_leave_nothing_are_refused(described):
 def test_an_unknown_path_shows_real_ones(described):
     with pytest.raises(UserError, match=r"model\.layers\.0\.self_attn\.q_proj"):
         described.weight("layers.9")
+
+
+def test_stacked_experts_are_chosen_by_those_who_take_them(tiny):
+    described = anatomy.describe(tiny("mixtral"))
+    assert {t.weights[0].role for t in weight_targets(described)} == {"q", "k", "v", "o"}
+    both = weight_targets(described, banks=True)
+    assert [t.id for t in both] == [w.path for w in described.linears]
+    bank = described.weight("model.layers.0.mlp.experts.down_proj")
+    assert (bank.operator, bank.copies, bank.shape) == ("bank", 4, (32, 48))
+    assert Target((bank,)).size == 4 * 32 * 48
+    with pytest.raises(UserError, match="stacked experts"):
+        weight_targets(described, include=["*.experts.*"])

@@ -36,7 +36,9 @@ def adapt(attention: nn.Module, heads: int, head_dim: int) -> None:
     attention.split_size = heads * head_dim
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2", "opt", "bert"])
+@pytest.mark.parametrize(
+    "family", ["llama", "qwen2", "gpt2", "opt", "bert", "gemma2", "gpt_neox", "phi", "phi3"]
+)
 def test_ffn_units(tiny, ids, family):
     model = tiny(family)
     block = anatomy.describe(model).blocks[1]
@@ -50,7 +52,10 @@ def test_ffn_units(tiny, ids, family):
     assert anatomy.describe(model).blocks[1].mlp.width == 5
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "gpt2", "opt", "bert"])
+KV = ["llama", "mistral", "qwen2", "qwen3", "gpt2", "opt", "bert", "gemma2", "gpt_neox", "phi"]
+
+
+@pytest.mark.parametrize("family", KV)
 def test_kv_groups(tiny, ids, family):
     model = tiny(family)
     block = anatomy.describe(model).blocks[0]

@@ -7,11 +7,12 @@ from collections.abc import Callable
 
 from torch import nn
 
+from rankine.anatomy.generic import generic
 from rankine.anatomy.layouts import FAMILIES, Layout
-from rankine.anatomy.parts import Anatomy, Attention, Block, Mlp, Target, Weight
+from rankine.anatomy.parts import Anatomy, Attention, Block, Mlp, Norm, Target, Weight
 from rankine.anatomy.targets import weight_targets
 from rankine.anatomy.units import Units, ffn_units, kv_groups
-from rankine.anatomy.walk import LayoutError, family, generic
+from rankine.anatomy.walk import LayoutError, family
 
 __all__ = [
     "Anatomy",
@@ -19,6 +20,7 @@ __all__ = [
     "Block",
     "Layout",
     "Mlp",
+    "Norm",
     "Target",
     "Units",
     "Weight",
@@ -31,15 +33,17 @@ __all__ = [
 ]
 
 Describe = Callable[[nn.Module], Anatomy]
+#: A model's one stack of blocks, or its stacks in the order they run (an encoder, its decoder).
+Layouts = Layout | tuple[Layout, ...]
 
 _log = logging.getLogger(__name__)
-_registered: dict[type[nn.Module] | str, Describe | Layout] = {}
+_registered: dict[type[nn.Module] | str, Describe | Layouts] = {}
 
 
-def register(key: type[nn.Module] | str, description: Describe | Layout) -> None:
+def register(key: type[nn.Module] | str, description: Describe | Layouts) -> None:
     """Describe your own architecture: a module class (its subclasses too) or a
-    `config.model_type`, and a function model → Anatomy, or a `Layout`. The latest one wins, also
-    over a built-in family."""
+    `config.model_type`, and a function model → Anatomy, or a `Layout` (a tuple of them where an
+    encoder has a decoder). The latest one wins, also over a built-in family (docs/anatomy.md)."""
     _registered[key] = description
 
 
@@ -54,7 +58,9 @@ def describe(model: nn.Module) -> Anatomy:
     description = _description(model, model_type)
     if description is None:
         return generic(model)
-    if not isinstance(description, Layout):
+    if isinstance(description, Layout):
+        description = (description,)
+    if not isinstance(description, tuple):
         return description(model)
     try:
         return family(model, description, model_type or type(model).__name__)
@@ -68,7 +74,7 @@ def describe(model: nn.Module) -> Anatomy:
         return generic(model)
 
 
-def _description(model: nn.Module, model_type: str) -> Describe | Layout | None:
+def _description(model: nn.Module, model_type: str) -> Describe | Layouts | None:
     for cls in type(model).__mro__:
         if cls in _registered:
             return _registered[cls]

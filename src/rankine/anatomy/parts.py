@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,16 +12,19 @@ from rankine.errors import UserError
 class Weight:
     """One matrix that a method may replace: y = x Wᵀ (an embedding is a map on one-hot ids).
 
-    - `path`: the module that owns it, such as "model.layers.0.self_attn.q_proj".
-    - `role`: q k v o gate up down qkv embedding head linear.
+    - `path`: the module that owns it, such as "model.layers.0.self_attn.q_proj"; of a bank that
+      is still a plain parameter, the parameter's name.
+    - `role`: q k v o gate up down qkv gate_up embedding head linear; "cross_" and "shared_" before
+      those of cross attention and of a shared expert.
     - `block`: index of its block, -1 outside.
     - `shape`: (outputs, inputs), whatever stands there now.
-    - `operator`: linear | conv1d | embedding.
+    - `operator`: linear | conv1d | embedding | bank.
     - `reads`: key of the activation it reads = path of the first module in execution order that
       reads it; q, k, v share one, gate and up share one. Statistics are keyed by it.
     - `rows`: for a fused matrix, (role, start, stop) of each part's output rows.
     - `bias`: does the module add one?
     - `tied_with`: name of the earlier tensor whose storage it shares.
+    - `copies`: how many matrices of this shape a bank stacks (a layer's experts).
     """
 
     path: str
@@ -34,6 +36,12 @@ class Weight:
     rows: tuple[tuple[str, int, int], ...] = ()
     bias: bool = False
     tied_with: str | None = None
+    copies: int = 1
+
+    @property
+    def size(self) -> int:
+        """Number of entries, of all copies."""
+        return self.copies * self.shape[0] * self.shape[1]
 
 
 @dataclass(frozen=True)
@@ -41,9 +49,10 @@ class Attention:
     """An attention layer: sizes as they stand (a pruned layer has fewer heads than the config).
 
     `path` is the module that calls the attention function; `q`, `k`, `v`, `o` are module paths,
-    the first three the same one where they are fused. `scale` multiplies q·k. `rotary` is
-    "half" (halves of a head are paired), "interleaved" (neighbours are) or None;
-    `rotary_fraction` is the turned part of a head. `bias`: q, k or v add one. `window` is the
+    the first three the same one where they are fused. `scale` multiplies q·k, whose product is
+    then bent below `softcap` in size, where there is one. `rotary` is "half" (halves of a head are
+    paired), "interleaved" (neighbours are) or None; `rotary_fraction` is the turned part of a
+    head, `rotary_base` the base of its frequencies. `bias`: q, k or v add one. `window` is the
     sliding window in tokens.
     """
 
@@ -61,11 +70,14 @@ class Attention:
     k: str
     v: str
     o: str
+    softcap: float | None = None
+    rotary_base: float | None = None
 
 
 @dataclass(frozen=True)
 class Mlp:
-    """A feed-forward layer: down(act(gate) · up), or down(act(up)) where there is no gate."""
+    """A feed-forward layer: down(act(gate) · up), or down(act(up)) where there is no gate. `gate`
+    and `up` are the same path where they are fused. `experts`: how many of them it stacks."""
 
     path: str
     width: int
@@ -73,18 +85,44 @@ class Mlp:
     up: str
     down: str
     activation: str
+    experts: int = 1
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A normalization: it multiplies by its stored weight plus `offset` (1 in Gemma).
+
+    `part`: attention | cross | mlp. `where`: "input" of that part, its "output" before it joins
+    the residual stream, or the "stream" behind it. `kind`: rms | layer.
+    """
+
+    path: str
+    kind: str
+    part: str
+    where: str
+    offset: float = 0.0
 
 
 @dataclass(frozen=True)
 class Block:
-    """One layer of the stack. `steps` are in execution order: the weights of one step read the
-    same activation, such as (q, k, v) → (o,) → (gate, up) → (down,)."""
+    """One layer of a stack. `steps` are in execution order: the weights of one step read the
+    same activation, such as (q, k, v) → (o,) → (gate, up) → (down,).
+
+    `cross` reads the encoder's output, `shared` is the expert every token takes. `parallel`:
+    attention and MLP both read what the block reads. `stack` tells an encoder's blocks (0) from
+    its decoder's (1).
+    """
 
     path: str
     index: int
     attention: Attention | None
     mlp: Mlp | None
     steps: tuple[tuple[Weight, ...], ...]
+    cross: Attention | None = None
+    shared: Mlp | None = None
+    norms: tuple[Norm, ...] = ()
+    parallel: bool = False
+    stack: int = 0
 
     @property
     def weights(self) -> tuple[Weight, ...]:
@@ -99,7 +137,7 @@ class Anatomy:
     `family` is the model type, or "generic". `outside` holds what no block does: embeddings, head,
     others, in registration order. `prefix` is the base model's prefix ("model"), whether or not a
     head stands around it. `embedding`, `head`, `norm` are the paths of the token embedding, the
-    output layer and the final norm, where they are known.
+    output layer and the final norm, where they are known. `softcap` bounds the logits.
     """
 
     family: str
@@ -109,6 +147,7 @@ class Anatomy:
     embedding: str | None = None
     head: str | None = None
     norm: str | None = None
+    softcap: float | None = None
 
     @property
     def weights(self) -> tuple[Weight, ...]:
@@ -171,7 +210,7 @@ class Target:
     def size(self) -> int:
         """Number of stored weights: a matrix that shares another member's storage adds none."""
         own = {f"{weight.path}.weight" for weight in self.weights}
-        return sum(math.prod(w.shape) for w in self.weights if w.tied_with not in own)
+        return sum(w.size for w in self.weights if w.tied_with not in own)
 
     @property
     def block(self) -> int:

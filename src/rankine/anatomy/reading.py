@@ -7,8 +7,13 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from rankine import compat
 from rankine.anatomy.parts import Weight
+from rankine.structures.bank import Bank, copies
 from rankine.structures.base import Structure, has_bias, weight_shape
+
+#: Row ranges of the parts of a fused matrix: (role, start, stop).
+Rows = tuple[tuple[str, int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -37,21 +42,27 @@ class Reading:
             first_names.setdefault(id(parameter), name)
         return cls(model, leaves, frozenset(opaque), first_names)
 
-    def weight(self, path: str, role: str, block: int, reads: str | None = None) -> Weight:
+    def weight(
+        self, path: str, role: str, block: int, reads: str | None = None, rows: Rows = ()
+    ) -> Weight:
         """The weight at a path; it reads what the module at `reads` reads (its own by default)."""
         module = self.leaves[path]
-        shape = weight_shape(module)
         return Weight(
             path=path,
             role=role,
             block=block,
-            shape=shape,
+            shape=weight_shape(module),
             operator=operator(module),
             reads=reads or path,
-            rows=thirds(shape[0]) if role == "qkv" else (),
+            rows=rows,
             bias=has_bias(module),
             tied_with=self._tied_with(path, module),
+            copies=copies(module) or 1,
         )
+
+    def outputs(self, path: str) -> int:
+        """Output rows of the weight at a path."""
+        return weight_shape(self.leaves[path])[0]
 
     def below(self, path: str) -> list[str]:
         """Paths of the weights inside the module at `path` ("" is the model)."""
@@ -71,22 +82,33 @@ class Reading:
     def _tied_with(self, path: str, module: nn.Module) -> str | None:
         for name, parameter in module.named_parameters():
             first = self.first_names[id(parameter)]
-            if not name.endswith("bias") and not first.startswith(path + "."):
+            if not name.endswith("bias") and not (first + ".").startswith(path + "."):
                 return first
         return None
 
 
 def operator(module: nn.Module) -> str:
-    """linear | conv1d | embedding."""
+    """linear | conv1d | embedding | bank."""
     if hasattr(module, "num_embeddings"):
         return "embedding"
+    if copies(module) is not None:
+        return "bank"
     return "conv1d" if type(module).__name__ == "Conv1D" else "linear"
 
 
-def thirds(rows: int) -> tuple[tuple[str, int, int], ...]:
-    """Row ranges of a fused q·k·v matrix of equal parts."""
-    size = rows // 3
-    return tuple((role, i * size, (i + 1) * size) for i, role in enumerate("qkv"))
+def stacked(sizes: Mapping[str, int]) -> Rows:
+    """One part's rows behind the other's."""
+    rows, start = [], 0
+    for role, size in sizes.items():
+        rows.append((role, start, start + size))
+        start += size
+    return tuple(rows)
+
+
+def by_head(heads: int, head_dim: int) -> Rows:
+    """q, k and v of head 0, then those of head 1, ... (GPT-NeoX)."""
+    parts = [role for _ in range(heads) for role in "qkv"]
+    return tuple((role, n * head_dim, (n + 1) * head_dim) for n, role in enumerate(parts))
 
 
 def _is_structured(module: nn.Module) -> bool:
@@ -101,7 +123,7 @@ def _is_weight(module: nn.Module) -> bool:
         return type(module).forward is nn.Embedding.forward
     if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
         return False  # torch's own attention reads its tensors and never calls it
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+    return isinstance(module, nn.Linear | Bank) or type(module).__name__ == "Conv1D"
 
 
 def _leaves(module: nn.Module, path: str, seen: set[int]) -> Iterator[tuple[str, nn.Module]]:
@@ -114,6 +136,8 @@ def _leaves(module: nn.Module, path: str, seen: set[int]) -> Iterator[tuple[str,
         if _is_weight(child) or _is_structured(child):
             yield below, child
         else:
+            for bank in compat.expert_banks(child):  # parameters, until something replaces them
+                yield join(below, bank), Bank(child.get_parameter(bank))
             yield from _leaves(child, below, seen)
 
 

@@ -10,13 +10,18 @@ from rankine.errors import UserError
 
 
 def weight_targets(
-    anatomy: Anatomy, include: Sequence[str] = (), exclude: Sequence[str] = ()
+    anatomy: Anatomy,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    *,
+    banks: bool = False,
 ) -> list[Target]:
     """One target per weight, in execution order.
 
     Without `include`: every linear inside a block, no embedding, no head. With it: every weight of
     the model whose path matches one of its globs, wherever it stands. `exclude` then takes its
-    matches away. Raises UserError on a glob that matches no weight, and when nothing is left.
+    matches away. `banks`: stacked experts too, a bank being one target. Raises UserError on a glob
+    that matches no weight, and when nothing is left.
     """
     for glob in (*include, *exclude):
         _check(anatomy, glob)
@@ -25,12 +30,18 @@ def weight_targets(
     else:
         chosen = [w for w in anatomy.linears if w.operator != "embedding"]
     kept = [w for w in chosen if not _matches(w, exclude)]
+    taken = [w for w in kept if banks or w.operator != "bank"]
+    if kept and not taken:
+        raise UserError(
+            f"expected linear weights, found only stacked experts ({kept[0].path}), which this "
+            "method does not take: svd, svd_llm, kfac_svd and auto do"
+        )
     if not kept:
         raise UserError(
             "expected at least one weight to compress, found none: "
             + ("include and exclude leave nothing" if chosen else "the model has no linear layer")
         )
-    return [Target((weight,)) for weight in kept]
+    return [Target((weight,)) for weight in taken]
 
 
 def _matches(weight: Weight, globs: Sequence[str]) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rankine.anatomy.parts import Attention, Block
+from rankine.anatomy.parts import Block
 from rankine.errors import UserError
 
 
@@ -38,13 +38,14 @@ class Units:
 
 
 def ffn_units(block: Block) -> Units:
-    """One unit per hidden neuron j of the MLP: rows j of gate and up, column j of down."""
+    """One unit per hidden neuron j of the MLP: rows j of gate and up, column j of down. In a bank
+    of experts neuron j of every expert."""
     mlp = block.mlp
     if mlp is None:
         raise UserError(_undescribed(block, "MLP"))
     each = torch.arange(mlp.width)[:, None]
-    paths = [mlp.up] if mlp.gate is None else [mlp.gate, mlp.up]
-    return Units(dict.fromkeys(paths, each), {mlp.down: each})
+    parts = {"up": mlp.up} if mlp.gate is None else {"gate": mlp.gate, "up": mlp.up}
+    return Units(_rows(block, parts, dict.fromkeys(parts, each)), {mlp.down: each})
 
 
 def kv_groups(block: Block) -> Units:
@@ -55,14 +56,22 @@ def kv_groups(block: Block) -> Units:
         raise UserError(_undescribed(block, "attention"))
     heads = torch.arange(attention.heads * attention.head_dim).view(attention.kv_heads, -1)
     kv = torch.arange(attention.kv_heads * attention.head_dim).view(attention.kv_heads, -1)
-    return Units(_attention_rows(attention, heads, kv), {attention.o: heads})
+    parts = {"q": attention.q, "k": attention.k, "v": attention.v}
+    return Units(_rows(block, parts, {"q": heads, "k": kv, "v": kv}), {attention.o: heads})
 
 
-def _attention_rows(attention: Attention, heads: Tensor, kv: Tensor) -> dict[str, Tensor]:
-    if attention.q != attention.k:
-        return {attention.q: heads, attention.k: kv, attention.v: kv}
-    k_start, v_start = heads.numel(), heads.numel() + kv.numel()
-    return {attention.q: torch.cat([heads, kv + k_start, kv + v_start], 1)}
+def _rows(block: Block, parts: Mapping[str, str], units: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Path → (units, rows of each): the units' rows of every part, where the part's matrix holds
+    them. Parts of one fused matrix lie side by side."""
+    fused = {weight.path: weight.rows for weight in block.weights}
+    found: dict[str, Tensor] = {}
+    for role, path in parts.items():
+        at = units[role]
+        if fused.get(path):
+            ranges = [torch.arange(a, b) for part, a, b in fused[path] if part == role]
+            at = torch.cat(ranges)[at]
+        found[path] = at if path not in found else torch.cat([found[path], at], 1)
+    return found
 
 
 def _undescribed(block: Block, what: str) -> str:
