@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT / "src"))
 os.environ["TERMINAL_WIDTH"] = os.environ["COLUMNS"] = "88"
 os.environ["NO_COLOR"] = "1"
 
-from rankine.method import Card, Method, catalogue  # noqa: E402
+from rankine.method import Card, Method, Runtime, catalogue  # noqa: E402
 from rankine.recipe import Recipe  # noqa: E402
 
 CATALOGUE = "src/rankine/assets/catalogue.json"
@@ -124,7 +124,8 @@ def _page(found: list[dict[str, Any]]) -> Iterator[str]:
     )
     yield "\n## What may follow what\n"
     yield "Row first, then column. A chain is written as `stages` in a recipe file.\n"
-    cards = [cls.card for _, cls in catalogue().items() if cls.card.name in _names(found)]
+    stages = {n: m for n, m in catalogue().items() if not issubclass(m, Runtime)}
+    cards = [cls.card for name, cls in stages.items() if name in _names(found)]
     yield table(
         ("", *(f"`{c.name}`" for c in cards)),
         [[f"`{a.name}`", *("yes" if may_follow(a, b) else "–" for b in cards)] for a in cards],

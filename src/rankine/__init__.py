@@ -29,6 +29,7 @@ _PUBLIC = {
     "export": "rankine.checkpoint.formats",
     "load": "rankine.checkpoint",
     "save": "rankine.checkpoint",
+    "fused": "rankine.structures",
     "catalogue": "rankine.method",
     "Recipe": "rankine.recipe",
     "UserError": "rankine.errors",
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from rankine.pipeline import compress as compress
     from rankine.pipeline import plan as plan
     from rankine.recipe import Recipe as Recipe
+    from rankine.structures.decoding import fused as fused
 
 
 def __getattr__(name: str) -> Any:

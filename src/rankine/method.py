@@ -10,7 +10,9 @@ import dataclasses
 import importlib
 import importlib.metadata
 import pkgutil
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
@@ -153,7 +155,7 @@ class Learner(Protocol):
 
 
 @dataclass(frozen=True)
-class Method:
+class Method(ABC):
     """Base of every method: knobs are its fields, `card` says what it is."""
 
     card: ClassVar[Card]
@@ -281,6 +283,19 @@ class Learning(Method):
     def objective(self, task: Task, teacher: nn.Module | None) -> Task:
         """The loss that is trained on; default: the task's."""
         return task
+
+
+@dataclass(frozen=True)
+class Runtime(Method):
+    """How a finished model runs: other forward passes over the same modules and weights. Nothing
+    is compressed, so no recipe holds it."""
+
+    sized: ClassVar[bool] = False
+
+    @abstractmethod
+    def swap(self, model: nn.Module) -> ExitStack:
+        """Put them in, in place. Closing the result, or leaving it as a context, puts back what
+        this call swapped; the state dict is the same throughout."""
 
 
 def stored_parts(
@@ -456,6 +471,7 @@ __all__ = [
     "Learning",
     "Method",
     "Refine",
+    "Runtime",
     "Schedule",
     "Source",
     "Stream",

@@ -65,6 +65,9 @@ class Recipe(BaseModel):
     include: Globs = Field((), description="globs of module paths to compress")
     exclude: Globs = Field((), description="globs of module paths to leave alone")
     fast: bool = Field(False, description="leave dense what would be smaller but not faster here")
+    fused: bool = Field(
+        False, description="count on decoding through `rankine.load(DIR, fused=True)`"
+    )
     work: str | None = Field(None, description="work directory (resumes there)")
     fresh: bool = Field(False, description="start over in the work directory")
     force: bool = Field(False, description="replace an existing output")

@@ -34,6 +34,7 @@ TYPED = {
     "include": ("*.mlp.*", ("*.mlp.*",)),
     "exclude": ("*.lm_head", ("*.lm_head",)),
     "fast": (True, True),
+    "fused": (True, True),
     "work": ("w", "w"),
     "fresh": (True, True),
     "force": (True, True),

@@ -94,6 +94,33 @@ def test_notes_say_what_a_user_should_know():
     assert "smaller, not faster" not in notes(wide(), method="rtn")
 
 
+@pytest.fixture
+def medium():
+    """Wide enough for the compiled products, too narrow for torch's in bfloat16."""
+    sizes = {"hidden_size": 512, "intermediate_size": 1024, "num_attention_heads": 8}
+    with torch.device("meta"):
+        return bf16(tiny.llama(**sizes))
+
+
+def test_notes_know_the_dtype_and_the_form_that_runs(medium, monkeypatch):
+    monkeypatch.setattr("rankine.evaluation.linears.missing", lambda: None)
+    asked = {"method": "svd", "keep": 0.5}
+    assert "1536 two small bfloat16 products" in notes(medium, **asked)
+    assert "--fused" in notes(medium, **asked)
+    assert "faster" not in notes(medium, **asked, fused=True)
+    assert "not faster" not in notes(medium.float(), **asked)
+    assert "384 two small bfloat16 products" in notes(wide(), **asked, fused=True)
+    assert "--fused" not in notes(wide(), **asked)  # too narrow for either
+
+
+def test_without_a_compiler_the_plan_says_so(medium, monkeypatch):
+    for module in ("rankine.evaluation.linears", "rankine.engine.plan"):
+        monkeypatch.setattr(f"{module}.missing", lambda: "no C compiler was found")
+    found = notes(medium, method="svd", keep=0.5, fused=True)
+    assert "no C compiler" in found
+    assert "1536" in found
+
+
 # -- budgets on disk -----
 @pytest.mark.parametrize("method", ["svd", "kfac_svd", "auto"])
 @pytest.mark.parametrize("share", [0.5, 0.8])
@@ -210,3 +237,17 @@ def test_fast_leaves_narrow_weights_dense():
         wide(), method="svd", bits=16.0, fast=True, task=tiny.tokens(), evaluate=False
     )
     assert not result.patch.modules  # nothing here is wide enough to get faster
+
+
+def test_fast_asks_for_the_form_that_will_run(monkeypatch):
+    """Weights of 512 x 512 in bfloat16 decode faster through the compiled products only."""
+    monkeypatch.setattr("rankine.evaluation.linears.missing", lambda: None)
+
+    def compress(**asked):
+        model = bf16(tiny.llama(hidden_size=512, intermediate_size=16, num_hidden_layers=1))
+        asked |= {"include": "*.q_proj", "fast": True, "task": tiny.tokens(), "evaluate": False}
+        return rankine.compress(model, method="svd", keep=0.9, **asked).patch.modules
+
+    assert set(compress(fused=True)) == {"model.layers.0.self_attn.q_proj"}
+    with pytest.raises(BudgetError, match="keep 1;"):  # it stays dense
+        compress()

@@ -1,9 +1,12 @@
 """Latency and memory: figures that mean what they say."""
 
+import json
 import time
+from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from rankine.evaluation.latency import (
@@ -16,12 +19,19 @@ from rankine.evaluation.latency import (
 )
 from rankine.evaluation.linears import (
     BLOCK_1B,
+    FASTER_FROM,
+    FUSED_FASTER_FROM,
     crossing,
     interleave,
     measure_linears,
     rank_for,
     ranks_for,
 )
+from rankine.kernels.fused import missing
+from rankine.structures import decoding
+
+needs_compiler = pytest.mark.skipif(missing() is not None, reason=str(missing()))
+WIDTHS = Path(__file__).parents[2] / "benchmarks" / "results" / "factored_linears.json"
 
 
 class Slow(nn.Module):
@@ -129,3 +139,43 @@ def test_small_layers_do_not_pay():
     assert faster_from(torch.bfloat16) >= faster_from(torch.float32)
     assert pays(2048, 2048, torch.bfloat16)
     assert not pays(192, 512)
+    assert not pays(192, 512, fused=True)
+
+
+@needs_compiler
+def test_through_the_compiled_form_narrower_layers_pay():
+    for dtype in (torch.float32, torch.bfloat16):
+        width = faster_from(dtype, fused=True)
+        assert width < faster_from(dtype)
+        assert pays(width, width, dtype, fused=True)
+        assert not pays(width, width, dtype)
+        assert not pays(width - 1, width, dtype, fused=True)
+    assert faster_from(torch.float16, fused=True) == faster_from(torch.float16)
+
+
+def test_without_a_compiler_the_compiled_form_changes_nothing(monkeypatch):
+    monkeypatch.setattr("rankine.evaluation.linears.missing", lambda: "none here")
+    assert faster_from(torch.bfloat16, fused=True) == faster_from(torch.bfloat16)
+    assert not pays(512, 512, torch.bfloat16, fused=True)
+
+
+def test_the_widths_are_the_measured_ones():
+    """What `factored_linears.py --widths` wrote is what plans are made with."""
+    found = json.loads(WIDTHS.read_text())["widths, threads 1"]
+    for dtype in (torch.float32, torch.bfloat16):
+        name = str(dtype).removeprefix("torch.")
+        assert FASTER_FROM[dtype] == found[f"{name} rows"]["faster_from"]
+        assert FUSED_FASTER_FROM[dtype] == found[f"{name} fused"]["faster_from"]
+
+
+@needs_compiler
+def test_decoding_is_timed_through_the_compiled_form_where_asked(llama, monkeypatch):
+    model, seen = llama(), []
+    monkeypatch.setattr(
+        decoding, "fused_linear", lambda x, *rest: seen.append(x) or F.linear(x, *rest)
+    )
+    measure_latency({"dense": model}, 8, new_tokens=2, repeats=1, fused=True)
+    assert seen
+    seen.clear()
+    measure_latency({"dense": model}, 8, new_tokens=2, repeats=1)
+    assert not seen

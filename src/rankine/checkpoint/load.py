@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from rankine import structures
 from rankine.checkpoint.form import (
     CONFIG,
     PATCH,
@@ -21,6 +23,7 @@ from rankine.checkpoint.form import (
     weight_files,
 )
 from rankine.errors import UserError
+from rankine.kernels.fused import missing
 from rankine.patch import Patch, assign
 
 EMBEDDED = "embedded"
@@ -40,18 +43,28 @@ class ModelInfo:
         return self.spec.rstrip("/").rpartition("/")[2] or self.spec
 
 
-def load(where: str | Path, *, into: nn.Module | None = None, **kwargs: Any) -> Any:
+def load(
+    where: str | Path, *, into: nn.Module | None = None, fused: bool = False, **kwargs: Any
+) -> Any:
     """The model of a checkpoint, in its own class (`architectures` of config.json).
 
     `where` is a directory or a hub id; keywords go to transformers' `from_pretrained`, `dtype`
     defaults to "auto" (as saved). With `into`, the patch and all tensors go into that module,
-    built by the caller as the dense architecture; it is returned.
+    built by the caller as the dense architecture; it is returned. With `fused`, linear layers
+    decode through compiled products (see `rankine.fused`); without a C compiler this warns.
 
     Raises UserError for a path that is missing, no model, or damaged. The network is used for a
     hub id only, and not with HF_HUB_OFFLINE.
     """
-    if into is not None:
-        return _load_into(Path(where), into)
+    model = _load_pretrained(where, kwargs) if into is None else _load_into(Path(where), into)
+    if fused:
+        structures.fused(model)
+        if (why := missing()) is not None:
+            warnings.warn(why, stacklevel=2)
+    return model
+
+
+def _load_pretrained(where: str | Path, kwargs: dict[str, Any]) -> Any:
     directory = local_directory(str(where))
     if directory is not None:
         check_directory(directory)
@@ -217,10 +230,10 @@ def _load_into(directory: Path, module: nn.Module) -> nn.Module:
         raise UserError(f"expected a checkpoint directory, found nothing at {directory}")
     check_directory(directory)
     patch, tensors = read_plan(directory), read_tensors(directory)
-    missing = sorted(set(patch.modules) - set(patch.swap(module)))
-    if missing:
+    absent = sorted(set(patch.modules) - set(patch.swap(module)))
+    if absent:
         raise UserError(
-            f"expected a module {missing[0]} in the {type(module).__name__}, found none: build it "
+            f"expected a module {absent[0]} in the {type(module).__name__}, found none: build it "
             "as it was before compression"
         )
     slots = module.state_dict(keep_vars=True)

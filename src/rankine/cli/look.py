@@ -17,8 +17,9 @@ Directory = Annotated[Path, typer.Argument(metavar="DIR", help="a checkpoint dir
 
 
 @takes_recipe(
-    "model", "evaluation", "eval_tokens", "text_column", "device", "dtype", "threads", file=False
-)
+    "model", "evaluation", "eval_tokens", "text_column", "device", "dtype", "threads", "fused",
+    file=False,
+)  # fmt: skip
 def evaluate(
     recipe: Recipe,
     against: Annotated[
@@ -39,6 +40,7 @@ def evaluate(
         text_column=recipe.text_column,
         device=choose_device(recipe.device),
         dtype=recipe.dtype,
+        fused=recipe.fused,
     )
     if json:
         show.as_json("eval", found)
@@ -57,7 +59,7 @@ def inspect(directory: Directory, json: Json = False) -> None:
     show.lines("inspect", lines(found), found, json)
 
 
-@takes_recipe("model", "device", "dtype", "threads", "seed", file=False)
+@takes_recipe("model", "device", "dtype", "threads", "seed", "fused", file=False)
 def generate(
     recipe: Recipe,
     prompt: Annotated[str, typer.Option("--prompt", "-p", metavar="TEXT", help="what to continue")],
@@ -72,10 +74,13 @@ def generate(
     from rankine.checkpoint import open_model
     from rankine.engine.run import choose_device
     from rankine.evaluation.generation import draw
+    from rankine.structures import fused
 
     model, tokenizer, _ = open_model(recipe.model, choose_device(recipe.device), recipe.dtype)
     if tokenizer is None:
         raise UserError(f"expected a tokenizer beside the model {recipe.model}, found none")
+    if recipe.fused:
+        fused(model)
     drawn = draw(
         model,
         tokenizer,

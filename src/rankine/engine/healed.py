@@ -142,13 +142,13 @@ def _recipe(run: Run, method: Learning, learned: Learned) -> dict[str, Any]:
 
 
 def _speed(
-    model: nn.Module, teacher: Teacher | None, rows: Sequence[dict[str, Any]]
+    model: nn.Module, teacher: Teacher | None, rows: Sequence[dict[str, Any]], fused: bool
 ) -> dict[str, float]:
     """Decoding speed, in turn with the teacher's, whose row gets its own: on a busy machine only
     the ratio means something, so the healed model's figure is the teacher's times it."""
     if teacher is None:
-        return {"tokens_per_second": decode_speed(model)}
-    found = measure_latency({"teacher": teacher.model, "healed": model})
+        return {"tokens_per_second": decode_speed(model, fused=fused)}
+    found = measure_latency({"teacher": teacher.model, "healed": model}, fused=fused)
     base, ratio = found["teacher"].tokens_per_second, found["healed"].speedup
     rows[0]["tokens_per_second"] = base
     return {"tokens_per_second": ratio * base, "ratio_to_dense": ratio}
@@ -172,7 +172,7 @@ def add_after(
     before = data["rows"][-1]
     speed: dict[str, float] = {}
     if record.generates(run, model):
-        speed = _speed(model, teacher, data["rows"])
+        speed = _speed(model, teacher, data["rows"], run.recipe.fused)
         record.judge_output(run, model, teacher.model if teacher else None, data)
     size = size or before["bytes"]
     row = _row(run, f"{before['name']} healed", model, size, **speed)

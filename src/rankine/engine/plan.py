@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,8 @@ from rankine.anatomy import Anatomy, Target
 from rankine.budget import Budget, format_bytes
 from rankine.engine.parts import stage_targets, with_parts
 from rankine.errors import UserError
-from rankine.evaluation.latency import faster_from
+from rankine.evaluation.latency import faster_from, pays
+from rankine.kernels.fused import missing
 from rankine.method import Compressor, Learning, Method, get
 from rankine.recipe import Recipe
 from rankine.recipe import Stage as StageRecipe
@@ -100,7 +101,7 @@ def make_plan(recipe: Recipe, model: nn.Module, anatomy: Anatomy, name: str) -> 
         bytes_after=after,
         seconds=_seconds(recipe, methods, targets, anatomy),
         memory=_memory(model, anatomy, before),
-        notes=tuple(_notes(compressors, budget, weights, fixed, targets, model)),
+        notes=tuple(_notes(recipe, compressors, budget, weights, fixed, targets, model)),
     )
 
 
@@ -232,6 +233,7 @@ def _memory(model: nn.Module, anatomy: Anatomy, stored: int) -> int:
 
 
 def _notes(
+    recipe: Recipe,
     methods: list[Compressor],
     budget: Budget | None,
     weights: int,
@@ -251,18 +253,33 @@ def _notes(
                 f"{PLAIN[beaten[0]]} and usually loses less: low rank pays in speed at batch > 1, "
                 "in training, and below 4 bits on top of quantization"
             )
-    widest = max((max(w.shape) for t in targets for w in t.weights), default=0)
-    if methods[-1].card.family == "low-rank" and widest < faster_from():
-        notes.append(
-            f"smaller, not faster here: below a width of about {faster_from()} two small products "
-            "cost more than one (--fast keeps such weights dense)"
-        )
-    if _stored_dtype(model) == torch.float32:
+    dtype = _stored_dtype(model)
+    if methods[-1].card.family == "low-rank":
+        notes += _speed_notes(recipe, targets, dtype)
+    if dtype == torch.float32:
         notes.append(
             "the weights are float32, 32 bits each against the 16 that keep counts: "
             "--dtype bfloat16 buys twice the ranks at the same bytes"
         )
     return notes
+
+
+def _speed_notes(recipe: Recipe, targets: list[Target], dtype: torch.dtype) -> Iterator[str]:
+    """Whether factors decode faster than the weights they stand for, in the dtype they are stored
+    and loaded in."""
+    if recipe.fused and (why := missing()) is not None:
+        yield why
+    shapes = [w.shape for t in targets for w in t.weights]
+    if any(pays(o, i, dtype, fused=recipe.fused) for o, i in shapes):
+        return
+    name = str(dtype).removeprefix("torch.")
+    width = faster_from(dtype, fused=recipe.fused)
+    yield (
+        f"smaller, not faster here: below a width of about {width} two small {name} products cost "
+        "more than one (--fast keeps such weights dense)"
+    )
+    if not recipe.fused and any(pays(o, i, dtype, fused=True) for o, i in shapes):
+        yield "faster through rankine.load(..., fused=True): add --fused to count on it"
 
 
 def _duration(seconds: float) -> str:

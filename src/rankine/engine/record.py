@@ -45,7 +45,7 @@ def measure_before(run: Run) -> dict[str, Any]:
     models = {"dense": run.work, **{name: model for name, (model, _, _) in plain.items()}}
     figures = {name: dict(run.task.score(model)) for name, model in models.items()}
     if generates(run, run.work):
-        for name, latency in measure_latency(models).items():
+        for name, latency in measure_latency(models, fused=run.recipe.fused).items():
             figures[name]["tokens_per_second"] = latency.tokens_per_second
             figures[name]["ratio_to_dense"] = latency.speedup
     size, keep = tensor_bytes(run.model), run.store_dtype.itemsize * 8 / 16
@@ -175,7 +175,7 @@ def measure_after(
     found: dict[str, Any] = dict(run.task.score(computing))
     if generates(run, computing):
         dense = run.reopen_dense()
-        found.update(speed_beside(dense, computing, data["rows"]))
+        found.update(speed_beside(dense, computing, data["rows"], run.recipe.fused))
         judge_output(run, computing, dense, data)
     data["rows"].append(
         row(f"{method} {kept:.2f}", "result", found, bytes_=weights, keep=kept, method=method)
@@ -184,13 +184,13 @@ def measure_after(
 
 
 def speed_beside(
-    dense: nn.Module | None, model: nn.Module, rows: list[dict[str, Any]]
+    dense: nn.Module | None, model: nn.Module, rows: list[dict[str, Any]], fused: bool = False
 ) -> dict[str, float]:
     """Decoding speed, interleaved with the dense model's where that can be opened again: the ratio
     is measured, tokens per second are the ratio times the dense row's."""
     if dense is None:
-        return {"tokens_per_second": decode_speed(model)}
-    both = measure_latency({"dense": dense, "result": model})
+        return {"tokens_per_second": decode_speed(model, fused=fused)}
+    both = measure_latency({"dense": dense, "result": model}, fused=fused)
     ratio = both["result"].speedup
     known = (r["tokens_per_second"] for r in rows if r["kind"] == "dense")
     base = next(known, both["dense"].tokens_per_second)

@@ -14,7 +14,7 @@ from rankine.anatomy import Target, Weight
 from rankine.budget import Bid, Budget, Option
 from rankine.engine.run import Run
 from rankine.errors import BudgetError, UserError
-from rankine.evaluation.latency import faster_from
+from rankine.evaluation.latency import pays
 from rankine.method import Compressor, Evidence
 from rankine.patch import Patch
 from rankine.statistics import Moment, OutputGradient, Statistics, Walk, survey
@@ -107,10 +107,12 @@ def offer(stage: Stage) -> None:
 
 
 def slow(stage: Stage, target: Target) -> bool:
-    """With `--fast`: a weight so narrow that two small products cost more than one."""
-    if not stage.run.recipe.fast or stage.method.card.family != "low-rank":
+    """With `--fast`: a weight so narrow that two small products cost more than one, in the dtype
+    that the result is stored and loaded in."""
+    run = stage.run
+    if not run.recipe.fast or stage.method.card.family != "low-rank":
         return False
-    return max(max(w.shape) for w in target.weights) < faster_from()
+    return not any(pays(*w.shape, run.store_dtype, fused=run.recipe.fused) for w in target.weights)
 
 
 def only_dense(bid: Bid) -> Bid:

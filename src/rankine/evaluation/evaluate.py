@@ -25,13 +25,15 @@ def evaluate(
     text_column: str | None = None,
     device: str | torch.device = "cpu",
     dtype: str = "auto",
+    fused: bool = False,
 ) -> dict[str, Any]:
     """Perplexity, bits per byte and accuracy on held-out text, bytes, and decoding speed.
 
     `model` and `against` are hub ids, directories or "embedded". Returns {"rows": the report's
     rows, `against` first, "difference": (estimate, low, high) of the log-perplexity of `model`
     minus that of `against` with its paired 95 % interval, or None where there is no second model
-    or the two cut the text into other tokens}. On a CPU 16-bit weights are computed in float32.
+    or the two cut the text into other tokens}. On a CPU 16-bit weights are computed in float32;
+    with `fused` decoding is timed inside `rankine.fused`.
     Raises UserError.
     """
     names = [against, model] if against is not None else [model]
@@ -42,7 +44,8 @@ def evaluate(
         )
         for name, (module, tokenizer, _, _) in opened.items()
     }
-    latencies = measure_latency({name: entry[0] for name, entry in opened.items()})
+    models = {name: entry[0] for name, entry in opened.items()}
+    latencies = measure_latency(models, fused=fused)
     rows = [
         {
             "name": name,

@@ -6,6 +6,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rankine import structures
 from rankine.evaluation.linears import faster_from, parameter_bytes, pays
 from rankine.tasks.score import logits_of
 from rankine.tasks.task import device_of
@@ -47,19 +49,24 @@ def measure_latency(
     *,
     new_tokens: int = 32,
     repeats: int = 5,
+    fused: bool = False,
 ) -> dict[str, Latency]:
     """Latency of causal language models, interleaved: every repeat runs each model once, so that a
     busy machine is busy for all of them. The first model is the one to compare with.
 
-    `prompt`: (1, t) ids, or a number of tokens.
+    `prompt`: (1, t) ids, or a number of tokens. `fused`: time them all inside `rankine.fused`.
     """
     ids_1t = _prompt(models, prompt)
     runs: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
-    for repeat in range(repeats + 1):
-        for name, model in models.items():
-            times = _generate(model, ids_1t, new_tokens)
-            if repeat:  # the first round warms up
-                runs[name].append(times)
+    with ExitStack() as swapped:
+        if fused:
+            for model in models.values():
+                swapped.enter_context(structures.fused(model))
+        for repeat in range(repeats + 1):
+            for name, model in models.items():
+                times = _generate(model, ids_1t, new_tokens)
+                if repeat:  # the first round warms up
+                    runs[name].append(times)
     first = runs[next(iter(runs))]
     return {
         name: Latency(
@@ -73,11 +80,12 @@ def measure_latency(
     }
 
 
-def decode_speed(model: nn.Module, prompt: Tensor | int = 64, *, new_tokens: int = 32) -> float:
+def decode_speed(
+    model: nn.Module, prompt: Tensor | int = 64, *, new_tokens: int = 32, fused: bool = False
+) -> float:
     """Tokens per second of one model alone; compare models with `measure_latency`."""
-    return measure_latency({"": model}, prompt, new_tokens=new_tokens, repeats=3)[
-        ""
-    ].tokens_per_second
+    found = measure_latency({"": model}, prompt, new_tokens=new_tokens, repeats=3, fused=fused)
+    return found[""].tokens_per_second
 
 
 def _prompt(models: Mapping[str, nn.Module], prompt: Tensor | int) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from rankine.kernels import aten
-from rankine.kernels.fused import fused_linear, fused_lowrank
+from rankine.kernels.fused import fused_linear, fused_lowrank, missing
 from rankine.structures import LowRank
 
 #: (outputs, inputs) of a 1.1B Llama's block: hidden 2048, intermediate 5632, 256 key/value.
@@ -126,9 +126,10 @@ def measure_linears(
     named "fast" leave layers dense that are too small to gain.
     """
     arms_ranks = {f"keep {keep}": ranks_for(shapes, keep, align) for keep in keeps}
-    if any(math.sqrt(o * i) < faster_from(dtype) for o, i in shapes) and len(shapes) > 1:
+    width = faster_from(dtype, fused=layout == "fused")
+    if any(math.sqrt(o * i) < width for o, i in shapes) and len(shapes) > 1:
         for keep in keeps:
-            arms_ranks[f"keep {keep} fast"] = ranks_for(shapes, keep, align, faster_from(dtype))
+            arms_ranks[f"keep {keep} fast"] = ranks_for(shapes, keep, align, width)
     forms: dict[str, list[Form]] = {}
     for index, (o, i) in enumerate(list(shapes) * layers):
         dense = nn.Linear(i, o, bias=False, dtype=dtype)
@@ -230,8 +231,10 @@ def parameter_bytes(module: nn.Module) -> int:
 #: √(outputs · inputs) from which factors at keep 0.7 decode faster than the dense weight through
 #: torch's products, one thread. Measured by `python benchmarks/speed/factored_linears.py --widths`
 #: on an AMD EPYC with AVX-512, torch 2.13: a bfloat16 product costs 15 µs to start, a float32 one
-#: 5 µs. Through `kernels.fused` it is 384 for both.
+#: 5 µs.
 FASTER_FROM = {torch.float32: 512, torch.bfloat16: 1536}
+#: The same where dense and factored layers decode through `kernels.fused`.
+FUSED_FASTER_FROM = {torch.float32: 384, torch.bfloat16: 384}
 
 WIDTHS = (128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 
@@ -239,14 +242,24 @@ WIDTHS = (128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 ROTATION_BYTES = 96 << 20
 
 
-def faster_from(dtype: torch.dtype = torch.float32) -> int:
-    """The width below which a factored layer is smaller, not faster (on a CPU, one token)."""
+def faster_from(dtype: torch.dtype = torch.float32, *, fused: bool = False) -> int:
+    """The width below which a factored layer is smaller, not faster (on a CPU, one token).
+
+    `dtype`: of the weights as they are run. `fused`: does the model run inside `rankine.fused`?
+    Without a compiler, or in another dtype, that changes nothing.
+    """
+    if fused and dtype in FUSED_FASTER_FROM and missing() is None:
+        return FUSED_FASTER_FROM[dtype]
     return FASTER_FROM.get(dtype, max(FASTER_FROM.values()))
 
 
-def pays(o: int, i: int, dtype: torch.dtype = torch.float32) -> bool:
-    """Does factoring an (o, i) weight speed up decoding here?"""
-    return math.sqrt(o * i) >= faster_from(dtype)
+def pays(o: int, i: int, dtype: torch.dtype = torch.float32, *, fused: bool = False) -> bool:
+    """Does factoring an (o, i) weight speed up decoding here? Arguments as for `faster_from`."""
+    width = math.sqrt(o * i)
+    if width >= faster_from(dtype):
+        return True
+    # The compiler is asked last: narrow weights need none.
+    return fused and width >= FUSED_FASTER_FROM.get(dtype, math.inf) and missing() is None
 
 
 @torch.no_grad()

@@ -16,14 +16,12 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 SOURCE = Path(__file__).with_suffix(".c")
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-shared", "-fPIC")
@@ -136,38 +134,3 @@ def _key() -> str:
     features = next((line for line in lines if line.startswith(("flags", "Features"))), "")
     parts = (SOURCE.read_text(), *FLAGS, str(compiler()), platform.machine(), features)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
-
-
-# -- on a model ------------------------------------------------------------------------------------
-@contextmanager
-def fused(model: nn.Module) -> Iterator[int]:
-    """Inside, the model's linear layers and factored linear layers decode through the compiled
-    form; yields how many. Weights, state dict and longer inputs are untouched."""
-    swapped: list[nn.Module] = []
-    try:
-        for module in model.modules():
-            if (forward := _forward(module)) is not None:
-                module.forward = forward  # an instance attribute: it shadows the class's own
-                swapped.append(module)
-        yield len(swapped)
-    finally:
-        for module in swapped:
-            del module.forward
-
-
-def _forward(module: nn.Module) -> partial[Tensor] | None:
-    if type(module) is nn.Linear:
-        return partial(_run_linear, module)
-    down, up = getattr(module, "down", None), getattr(module, "up", None)
-    plain = type(module).__name__ == "LowRankLinear" and module.act is None
-    if plain and type(down) is nn.Linear and type(up) is nn.Linear:
-        return partial(_run_lowrank, down, up)
-    return None
-
-
-def _run_linear(module: nn.Linear, x: Tensor) -> Tensor:
-    return fused_linear(x, module.weight, module.bias)
-
-
-def _run_lowrank(down: nn.Linear, up: nn.Linear, x: Tensor) -> Tensor:
-    return fused_lowrank(x, down.weight, up.weight, up.bias)

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from rankine.kernels import fused
-from rankine.structures import LowRank
 
 needs_compiler = pytest.mark.skipif(fused.missing() is not None, reason=str(fused.missing()))
 
@@ -107,23 +106,3 @@ def test_a_refusing_compiler_is_one_sentence(monkeypatch, tmp_path):
     fused.missing.cache_clear()
     fused._library.cache_clear()
     assert isinstance(fused._library(), ctypes.CDLL)
-
-
-@needs_compiler
-def test_inside_a_model(no_twin):
-    dense = nn.Linear(48, 32)
-    low = LowRank(5).module(dense).to_empty(device="cpu")
-    for parameter in low.parameters():
-        nn.init.normal_(parameter)
-    model = nn.Sequential(nn.Linear(16, 48), low).requires_grad_(False)
-    x = torch.randn(1, 16)
-    hidden = x @ model[0].weight.T + model[0].bias
-    expected = hidden @ low.down.weight.T @ low.up.weight.T + low.up.bias
-    names = set(model.state_dict())
-    with fused.fused(model) as count:
-        assert count == 4  # a factored layer's children too: they are linear layers
-        assert set(model.state_dict()) == names
-        torch.testing.assert_close(model(x), expected, atol=1e-4, rtol=1e-4)
-    assert all("forward" not in vars(m) for m in model.modules())
-    with pytest.raises(AssertionError, match="twin"):
-        model(x)
