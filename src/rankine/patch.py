@@ -178,6 +178,7 @@ class Patch:
 
     def tie(self, model: nn.Module) -> None:
         """Make tied parameters the same object, and tell transformers about them."""
+        check_tied(model, self.tied)
         for name, source in self.tied.items():
             owner, leaf = _owner(model, name)
             source_owner, source_leaf = _owner(model, source)
@@ -201,18 +202,32 @@ class Patch:
     def from_json(
         cls, data: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None
     ) -> Patch:
-        """Inverse of `to_json`; raises UserError on unknown structures."""
+        """Inverse of `to_json`; raises UserError on unknown structures, and on anything else that
+        `to_json` does not write."""
+        modules, tied, config = (_object(data, name) for name in ("modules", "tied", "config"))
+        adapter = data.get("adapter", ())
+        listed = adapter if isinstance(adapter, list | tuple) else [adapter]
+        for name in (*tied.values(), *listed):
+            if not isinstance(name, str):
+                raise UserError(f'expected names in "tied" and "adapter", found {name!r:.40}')
         return cls(
-            {p: structures.from_json(s) for p, s in data.get("modules", {}).items()},
+            {p: structures.from_json(s) for p, s in modules.items()},
             dict(tensors or {}),
-            dict(data.get("tied", {})),
-            dict(data.get("config", {})),
-            frozenset(data.get("adapter", ())),
+            tied,
+            config,
+            frozenset(adapter),
         )
 
     def without_tensors(self) -> Patch:
         """The plan of this patch."""
         return replace(self, tensors={})
+
+
+def _object(data: Mapping[str, Any], name: str) -> dict[str, Any]:
+    found = data.get(name, {})
+    if not isinstance(found, Mapping):
+        raise UserError(f'expected an object as "{name}" of a patch, found {found!r:.40}')
+    return dict(found)
 
 
 def resolve(model: nn.Module, path: str, prefix: str = "") -> str | None:
@@ -305,6 +320,14 @@ def stored_bits(model: nn.Module, *paths: str) -> int:
 def dense_shape(module: nn.Module) -> tuple[int, int]:
     """(outputs, inputs) of a module, structured or not."""
     return weight_shape(module)
+
+
+def check_tied(model: nn.Module, tied: Mapping[str, str]) -> None:
+    """Raises UserError unless each tensor that is tied is one, and so is the one it is tied to."""
+    names = set(model.state_dict(keep_vars=True)) if tied else set()
+    for name in (*tied, *tied.values()):
+        if name not in names:
+            raise UserError(f"expected ties between tensors of the model, found {name!r:.80}")
 
 
 def apply_config(model: nn.Module, fields: Mapping[str, Any]) -> None:

@@ -15,6 +15,10 @@ from safetensors import SafetensorError
 from rankine.checkpoint.form import CONFIG, PATCH
 from rankine.errors import UserError
 
+#: What a disk says that takes no more, or nothing from us.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG)
+
 
 def check_output(directory: Path, force: bool) -> None:
     """Raises UserError unless `directory` may be written: it is new, or `force` and it is empty
@@ -46,11 +50,11 @@ def written_beside(directory: Path, force: bool = False) -> Iterator[Path]:
     """
     directory = Path(os.path.abspath(directory))
     check_output(directory, force)
-    with _disk_errors(directory):
+    with disk_errors(directory):
         directory.parent.mkdir(parents=True, exist_ok=True)
         beside = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:
-        with _disk_errors(directory):
+        with disk_errors(directory):
             yield beside
             beside.chmod(0o777 & ~_umask())
             check_output(directory, force)
@@ -69,7 +73,7 @@ def new_file(path: Path, force: bool = False) -> Iterator[Path]:
             f"expected a new output file, found {path}: choose another one, or --force to replace "
             "a file"
         )
-    with _disk_errors(path):
+    with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
             yield Path(folder) / path.name
@@ -98,20 +102,20 @@ def _take_place(beside: Path, directory: Path) -> None:
 
 
 @contextmanager
-def _disk_errors(directory: Path) -> Iterator[None]:
-    """A full or read-only disk is the user's to mend: one sentence instead of a traceback."""
+def disk_errors(directory: Path) -> Iterator[None]:
+    """Inside, what a full or read-only disk says becomes a UserError about `directory`: it is the
+    user's to mend."""
     try:
         yield
     except SafetensorError as error:
         raise UserError(f"expected to write {directory}, found: {error}") from error
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
+        if error.errno not in (*FULL, *CLOSED):
             raise
+        detail = error.strerror
         with suppress(OSError):
-            free = shutil.disk_usage(directory.parent).free
-            detail = f"{error.strerror}, {free / 2**30:.1f} GiB free"
-            raise UserError(f"expected to write {directory}, found: {detail}") from error
-        raise UserError(f"expected to write {directory}, found: {error.strerror}") from error
+            detail += f", {shutil.disk_usage(directory.parent).free / 2**30:.1f} GiB free"
+        raise UserError(f"expected to write {directory}, found: {detail}") from error
 
 
 def _umask() -> int:

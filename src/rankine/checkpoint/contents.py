@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rankine.budget import format_bytes
-from rankine.checkpoint.form import CONFIG, PATCH, read_json, tensor_names, weight_files
+from rankine.checkpoint.form import CONFIG, PATCH, headers, read_json, weight_files
 from rankine.checkpoint.load import check_directory, directory_bytes, local_directory, read_plan
 from rankine.errors import UserError
 
@@ -25,8 +25,9 @@ def inspect(where: str | Path) -> dict[str, Any]:
         raise UserError(f"expected a checkpoint directory, found nothing at {where}")
     check_directory(directory)
     plan, stored = read_plan(directory), _stored_bits(directory)
+    below = _below(stored)
     modules = {
-        path: {**structure.to_json(), "stored_bits": _below(path, stored)}
+        path: {**structure.to_json(), "stored_bits": below[path]}
         for path, structure in plan.modules.items()
     }
     weights, everything = directory_bytes(directory)
@@ -96,7 +97,7 @@ def _stored_bits(directory: Path) -> dict[str, int]:
     """Tensor name → bits in the files."""
     found: dict[str, int] = {}
     for file in weight_files(directory):
-        tensor_names(file)  # raises a sentence on a damaged file
+        headers(file)  # raises a sentence on a damaged file
         found.update(_header_bits(file))
     return found
 
@@ -109,5 +110,10 @@ def _header_bits(file: Path) -> dict[str, int]:
     return {n: 8 * (e["data_offsets"][1] - e["data_offsets"][0]) for n, e in header.items()}
 
 
-def _below(path: str, stored: Mapping[str, int]) -> int:
-    return sum(bits for name, bits in stored.items() if name.startswith(path + "."))
+def _below(stored: Mapping[str, int]) -> Counter[str]:
+    """Module path → bits of all tensors below it."""
+    found: Counter[str] = Counter()
+    for name, bits in stored.items():
+        while name := name.rpartition(".")[0]:
+            found[name] += bits
+    return found

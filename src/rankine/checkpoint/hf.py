@@ -16,7 +16,8 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from rankine import compat
 from rankine.checkpoint.form import FORMAT_VERSION, QUANT_METHOD, check_version, tensor_names
 from rankine.errors import UserError
-from rankine.patch import Patch, resolve
+from rankine.patch import Patch, check_tied, resolve
+from rankine.structures.base import check_module
 
 #: Bytes; what torch's CPU allocator gives.
 ALIGNMENT = 64
@@ -41,10 +42,11 @@ class RankineConfig(QuantizationConfigMixin):
         check_version(format_version)
         self.quant_method = QUANT_METHOD
         self.format_version = FORMAT_VERSION  # what is written back is ours, whatever was read
-        self.modules = dict(modules or {})
-        self.tied = dict(tied or {})
-        self.config = dict(config or {})
-        self.adapter = sorted(adapter)
+        told = {"modules": modules or {}, "tied": tied or {}, "config": config or {}}
+        # Read once: transformers would stumble over what is none, later and with a traceback.
+        written = Patch.from_json({**told, "adapter": adapter}).to_json()
+        self.modules, self.tied = written["modules"], written["tied"]
+        self.config, self.adapter = written["config"], written["adapter"]
 
     @classmethod
     def of(cls, patch: Patch) -> RankineConfig:
@@ -70,7 +72,9 @@ class RankineQuantizer(HfQuantizer):
         patch = self.quantization_config.patch()
         prefix = model.base_model_prefix
         patch.swap(model, prefix)
-        compat.declare_tied(model, tied_in(model, patch, prefix))
+        tied = tied_in(model, patch, prefix)
+        check_tied(model, tied)
+        compat.declare_tied(model, tied)
         files = kwargs.get("checkpoint_files")
         if files:
             check_names(model, patch, prefix, files)
@@ -81,6 +85,7 @@ class RankineQuantizer(HfQuantizer):
             place = resolve(model, path, model.base_model_prefix)
             if place is not None:
                 align(model.get_submodule(place))
+                check_module(model.get_submodule(place))
 
     def is_serializable(self) -> bool:
         """Its tensors are ordinary ones."""

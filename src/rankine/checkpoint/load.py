@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,21 +12,24 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from rankine import structures
+from rankine.checkpoint.fits import check_counts, check_fits, check_lengths, unbuildable
 from rankine.checkpoint.form import (
     CONFIG,
     PATCH,
+    check_links,
     check_sums,
     check_version,
+    headers,
     read_json,
-    tensor_names,
     weight_files,
 )
 from rankine.errors import UserError
-from rankine.kernels.fused import missing
 from rankine.patch import Patch, assign
+from rankine.structures.base import check_module
 
 EMBEDDED = "embedded"
+#: Where one of these is, there is a tokenizer.
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 
 
 @dataclass(frozen=True)
@@ -43,28 +46,18 @@ class ModelInfo:
         return self.spec.rstrip("/").rpartition("/")[2] or self.spec
 
 
-def load(
-    where: str | Path, *, into: nn.Module | None = None, fused: bool = False, **kwargs: Any
-) -> Any:
+def load(where: str | Path, *, into: nn.Module | None = None, **kwargs: Any) -> Any:
     """The model of a checkpoint, in its own class (`architectures` of config.json).
 
     `where` is a directory or a hub id; keywords go to transformers' `from_pretrained`, `dtype`
     defaults to "auto" (as saved). With `into`, the patch and all tensors go into that module,
-    built by the caller as the dense architecture; it is returned. With `fused`, linear layers
-    decode through compiled products (see `rankine.fused`); without a C compiler this warns.
+    built by the caller as the dense architecture; it is returned.
 
     Raises UserError for a path that is missing, no model, or damaged. The network is used for a
     hub id only, and not with HF_HUB_OFFLINE.
     """
-    model = _load_pretrained(where, kwargs) if into is None else _load_into(Path(where), into)
-    if fused:
-        structures.fused(model)
-        if (why := missing()) is not None:
-            warnings.warn(why, stacklevel=2)
-    return model
-
-
-def _load_pretrained(where: str | Path, kwargs: dict[str, Any]) -> Any:
+    if into is not None:
+        return _load_into(Path(where), into)
     directory = local_directory(str(where))
     if directory is not None:
         check_directory(directory)
@@ -73,23 +66,20 @@ def _load_pretrained(where: str | Path, kwargs: dict[str, Any]) -> Any:
                 f"expected a transformers model in {directory}, found a plain torch checkpoint: "
                 "build the module yourself and call rankine.load(directory, into=module)"
             )
-    import transformers
-
     import rankine.checkpoint.hf  # noqa: F401  (registers, whoever imported what)
 
     place = str(directory or where)
     kwargs = {"dtype": "auto", "use_safetensors": True, **kwargs}  # never a pickle
+    cls, _ = architecture(str(where), directory, **_hub_only(kwargs))
     try:
-        config = transformers.AutoConfig.from_pretrained(place, **_hub_only(kwargs))
-    except (OSError, ValueError) as error:
-        raise _not_found(str(where), directory, error) from None
-    try:
-        return _model_class(transformers, config).from_pretrained(place, **kwargs)
+        return cls.from_pretrained(place, **kwargs)
     except OSError as error:
         raise _not_found(str(where), directory, error) from None
-    except RuntimeError as error:
-        if "ignore_mismatched_sizes" not in str(error):
+    except Exception as error:
+        if directory is None or isinstance(error, UserError):
             raise
+        if "ignore_mismatched_sizes" not in str(error):
+            raise unbuildable(directory, error) from error
         raise UserError(
             f"expected weights in {place} of the sizes that its {CONFIG} states, found others: "
             "copy both from the same place again"
@@ -143,15 +133,16 @@ def check_directory(directory: Path) -> None:
             f"expected a model in {directory}, found no {CONFIG}: name the directory that holds "
             f"{CONFIG} and *.safetensors"
         )
-    read_json(directory / described[0])
+    check_links(directory)
+    config = read_json(directory / described[0])
+    check_counts(config, directory / described[0])
     files = weight_files(directory)
     if not files:
         raise UserError(
             f"expected *.safetensors weights in {directory}, found none: convert pickled weights "
             "first (rankine never unpickles)"
         )
-    for file in files:
-        tensor_names(file)
+    check_lengths(config, len(headers(*files)), directory)
     check_sums(directory)
 
 
@@ -161,10 +152,31 @@ def _hub_only(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {name: kwargs[name] for name in names if name in kwargs}
 
 
+def architecture(spec: str, directory: Path | None, **kwargs: Any) -> tuple[Any, Any]:
+    """(model class, config) of a model; held against the headers of the weights in `directory`,
+    so that loading takes no more memory than they do. Runs no code that lies there, unless
+    `trust_remote_code` says so. Raises UserError."""
+    import transformers
+
+    kwargs = {"trust_remote_code": False, **kwargs}
+    try:
+        config = transformers.AutoConfig.from_pretrained(str(directory or spec), **kwargs)
+    except (OSError, ValueError) as error:
+        raise _not_found(spec, directory, error) from None
+    except Exception as error:
+        if directory is None or isinstance(error, UserError):
+            raise
+        raise unbuildable(directory, error) from error
+    cls = _model_class(transformers, config)
+    if directory is not None:
+        check_fits(cls, config, directory)
+    return cls, config
+
+
 def _model_class(transformers: Any, config: Any) -> Any:
     for name in getattr(config, "architectures", None) or ():
-        found = getattr(transformers, name, None)
-        if isinstance(found, type):
+        found = getattr(transformers, str(name), None)
+        if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
             return found
     from rankine.compat import auto_classes
 
@@ -185,13 +197,20 @@ def _not_found(spec: str, directory: Path | None, error: Exception) -> UserError
 
 
 def tokenizer_of(where: str) -> Any:
-    """The tokenizer of a model directory or hub id, None where there is none."""
+    """The tokenizer of a model directory or hub id, None where there is none (vision,
+    click-through, a test's). Raises UserError for one that is there and cannot be read."""
     import transformers
 
     try:
-        return transformers.AutoTokenizer.from_pretrained(where)
-    except (OSError, ValueError, KeyError):
-        return None  # a model without a tokenizer: vision, click-through, a test's
+        return transformers.AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+    except Exception as error:  # of a dozen types, by which file is missing or damaged
+        if not any((Path(where) / name).is_file() for name in TOKENIZER):
+            return None
+        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[:1]}"
+        raise UserError(
+            f"expected a tokenizer in {where} that can be read, found another ({reason:.200}): "
+            "copy its files again"
+        ) from None
 
 
 def _dtype(dtype: str | torch.dtype) -> Any:
@@ -210,7 +229,7 @@ def read_plan(directory: Path) -> Patch:
         data = read_json(directory / PATCH)
     else:
         data = read_json(directory / CONFIG).get("quantization_config") or {}
-        if data.get("quant_method") != "rankine":
+        if not isinstance(data, Mapping) or data.get("quant_method") != "rankine":
             return Patch()
     check_version(data.get("format_version", ""))
     return Patch.from_json(data)
@@ -220,7 +239,7 @@ def read_tensors(directory: Path) -> dict[str, Tensor]:
     """All tensors of a checkpoint, on the CPU."""
     tensors: dict[str, Tensor] = {}
     for file in weight_files(directory):
-        tensor_names(file)
+        headers(file)  # raises a sentence on a damaged file
         tensors.update(load_file(file))
     return tensors
 
@@ -230,16 +249,18 @@ def _load_into(directory: Path, module: nn.Module) -> nn.Module:
         raise UserError(f"expected a checkpoint directory, found nothing at {directory}")
     check_directory(directory)
     patch, tensors = read_plan(directory), read_tensors(directory)
-    absent = sorted(set(patch.modules) - set(patch.swap(module)))
-    if absent:
+    missing = sorted(set(patch.modules) - set(patch.swap(module)))
+    if missing:
         raise UserError(
-            f"expected a module {absent[0]} in the {type(module).__name__}, found none: build it "
+            f"expected a module {missing[0]} in the {type(module).__name__}, found none: build it "
             "as it was before compression"
         )
     slots = module.state_dict(keep_vars=True)
     for name, value in tensors.items():
         _put(module, name, slots.get(name), value)
     patch.tie(module)
+    for path in patch.modules:
+        check_module(module.get_submodule(path))
     empty = [n for n, t in module.state_dict(keep_vars=True).items() if t.is_meta]
     if empty:
         raise UserError(f"expected the tensor {empty[0]} in {directory}, found none")

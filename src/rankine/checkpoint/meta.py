@@ -13,6 +13,7 @@ from rankine.checkpoint.load import (
     architecture,
     check_directory,
     local_directory,
+    read_plan,
     tokenizer_of,
 )
 from rankine.checkpoint.save import patch_of
@@ -45,6 +46,6 @@ def open_meta(spec: str, dtype: str | torch.dtype = "auto") -> tuple[Any, Any, M
         if tensor.is_floating_point():  # what is saved; `Module.to` would round the tables too
             tensor.data = tensor.data.to(stored or torch.float32)
     model.eval()
-    patch = patch_of(model)
+    patch = read_plan(directory) if directory is not None else patch_of(model)
     patch.swap(model, getattr(model, "base_model_prefix", ""))
     return model, tokenizer_of(where), ModelInfo(spec, directory, patch)

@@ -22,6 +22,9 @@ from rankine.metric import Metric
 #: Named tensors, relative to the module that holds them ("down.weight", "up.weight").
 Parts = dict[str, Tensor]
 
+#: No dimension of a tensor is larger.
+MOST = 2**31 - 1
+
 _KINDS: dict[str, type[Structure]] = {}
 
 
@@ -94,10 +97,24 @@ def from_json(data: Mapping[str, Any]) -> Structure:
     if kind not in _KINDS:
         raise UserError(f'unknown structure "{kind}"; {suggest(kind, list(_KINDS))}')
     fields = {k: v for k, v in data.items() if k != "kind"}
+    for name, value in fields.items():
+        _check_sizes(kind, name, value)
     try:
         return _KINDS[kind]._from_fields(fields)
     except (TypeError, ValueError) as error:
-        raise UserError(f'structure "{kind}" does not fit its fields {fields}: {error}') from None
+        raise UserError(
+            f'structure "{kind}" does not fit its fields {fields!r:.200}: {error!s:.200}'
+        ) from None
+
+
+def _check_sizes(kind: str, name: str, value: Any) -> None:
+    """Numbers in a structure are sizes, or small: none is larger than any dimension."""
+    for number in value if isinstance(value, list) else [value]:
+        if isinstance(number, int | float) and not abs(number) <= MOST:  # NaN neither
+            raise UserError(
+                f'expected numbers up to {MOST:,} in the field {name!r:.40} of a "{kind}" '
+                f"structure, found {number!r:.40}"
+            )
 
 
 def weight_shape(like: nn.Module) -> tuple[int, int]:
@@ -122,6 +139,12 @@ def matrix(module: nn.Module) -> Tensor:
     if isinstance(module, nn.Embedding) or type(module).__name__ == "Conv1D":
         return weight.mT
     return weight
+
+
+def check_module(module: nn.Module) -> None:
+    """Raises UserError where the tensors that a module was filled with cannot be right."""
+    if (check := getattr(module, "check", None)) is not None:
+        check()
 
 
 def has_bias(module: nn.Module) -> bool:

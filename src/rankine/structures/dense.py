@@ -37,6 +37,8 @@ class Dense(Structure):
     def __post_init__(self) -> None:
         if self.view not in ("channel", "table"):
             raise UserError(f'expected view "channel" or "table", found {self.view!r}')
+        if self.shape is not None and not _is_shape(self.shape):
+            raise UserError(f"expected shape as (outputs, inputs), found {self.shape!r:.60}")
 
     def encode(self, w: Tensor, metric: Metric, start: Parts | None = None) -> Parts:
         """The weight itself."""
@@ -64,3 +66,9 @@ class Dense(Structure):
             padding = getattr(like, "padding_idx", None)
             return meta_embedding(i, o, padding, dtype_of(like))
         return meta_linear(i, o, has_bias(like), dtype_of(like))
+
+
+def _is_shape(shape: object) -> bool:
+    if not isinstance(shape, tuple) or len(shape) != 2:
+        return False
+    return all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in shape)

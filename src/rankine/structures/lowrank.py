@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ class LowRank(Structure):
             raise UserError(f"expected a rank of at least 1, found {self.rank!r}")
         if self.view not in ("channel", "table"):
             raise UserError(f'expected view "channel" or "table", found {self.view!r}')
-        if self.act is not None and self.act not in ACTIVATIONS:
+        if self.act is not None and (not isinstance(self.act, str) or self.act not in ACTIVATIONS):
             raise UserError(f"expected act among {sorted(ACTIVATIONS)}, found {self.act!r}")
         if self.pivoted and (self.act is not None or self.view == "table"):
             raise UserError("the pivoted form stores a linear layer without a function inside")
@@ -244,8 +245,21 @@ class PivotedLinear(nn.Module):
             return self._find_places(pivots)
         state = (pivots.data_ptr(), pivots._version, pivots.device)
         if self._places is None or self._places[0] != state:
+            self.check()
             self._places = (state, self._find_places(pivots))
         return self._places[1]
+
+    def check(self) -> None:
+        """Raises UserError unless the pivots are rows of the weight, in ascending order: they may
+        come from a file of somebody else's."""
+        pivots = self.pivots
+        assert isinstance(pivots, Tensor)
+        rows = [-1, *pivots.tolist(), self.out_features]
+        if not all(before < after for before, after in itertools.pairwise(rows)):
+            raise UserError(
+                f"expected pivots in ascending order among {self.out_features} rows, found others: "
+                "the checkpoint is damaged"
+            )
 
     def _find_places(self, pivots: Tensor) -> Tensor:
         # Counting instead of sorting: torch.export can trace it, no size depends on data.

@@ -59,9 +59,9 @@ class Quantized(Structure):
     axis: int = -1
 
     def __post_init__(self) -> None:
-        if self.code_bits not in WIDTHS:
+        if isinstance(self.code_bits, bool) or self.code_bits not in WIDTHS:
             raise UserError(f"expected code_bits among {WIDTHS}, found {self.code_bits!r}")
-        if self.group < 1 or self.axis not in (-1, -2):
+        if not isinstance(self.group, int) or self.group < 1 or self.axis not in (-1, -2):
             raise UserError(f"expected group >= 1 and axis -1 or -2, found {self}")
 
     def encode(self, w: Tensor, metric: Metric, start: Parts | None = None) -> Parts:

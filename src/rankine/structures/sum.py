@@ -21,6 +21,10 @@ from rankine.structures.base import (
     weight_shape,
 )
 
+MOST_TERMS = 16
+#: Attributes of the module that no term may take.
+OWN = frozenset(("structure", "weight", "bias", "in_features", "out_features", "training"))
+
 
 @dataclass(frozen=True, init=False)
 class Sum(Structure):
@@ -31,8 +35,14 @@ class Sum(Structure):
     terms: tuple[tuple[str, Structure], ...]
 
     def __init__(self, **terms: Structure):
-        if len(terms) < 2 or not all(isinstance(t, Structure) for t in terms.values()):
-            raise UserError(f"expected at least two named structures to add, found {terms}")
+        plain = all(isinstance(term, Structure) for term in terms.values())
+        if not 2 <= len(terms) <= MOST_TERMS or not plain:
+            raise UserError(
+                f"expected two to {MOST_TERMS} named structures to add, found {terms!r:.200}"
+            )
+        for name in terms:  # each becomes an attribute of the module
+            if not name.isidentifier() or name in OWN or hasattr(nn.Module, name):
+                raise UserError(f"expected plain names of the terms of a sum, found {name!r:.40}")
         if not all(t.mergeable for t in terms.values()):
             raise UserError("a sum adds weights: no term may have a function inside")
         object.__setattr__(self, "terms", tuple(terms.items()))
