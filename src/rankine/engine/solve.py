@@ -9,7 +9,7 @@ and sequential statistics coexist.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankine.anatomy import Block, Target, Weight
+from rankine.anatomy import Anatomy, Block, Target, Weight
 from rankine.budget import Option
 from rankine.engine.run import generator
 from rankine.engine.stage import Stage, WorkSource, fit, put
@@ -69,35 +69,80 @@ def _solve_in_order(stage: Stage, choices: Mapping[str, Option], due: Sequence[T
     run, patch = stage.run, Patch()
     walk = Walk(run.work, run.anatomy, run.task, run.calibration)
     dense_hidden = list(walk.hidden)
-    at: dict[tuple[int, int], list[Target]] = {}
-    place = {
-        w.path: (b.index, s)
-        for b in run.anatomy.blocks
-        for s, step in enumerate(b.steps)
-        for w in step
-    }
-    for target in due:
-        last = max(place.get(w.path, OUTSIDE) for w in target.weights)
-        at.setdefault(last, []).append(target)
+    order = Order.of(run.anatomy, due)
+    seen = Live(stage.evidence)
     done = 0
-    for block in run.anatomy.blocks:
-        stream = Stream.of_block(walk, block, dense_hidden)
-        block_patch = Patch()
-        for s in range(len(block.steps)):
-            targets = at.pop((block.index, s), [])
-            block_patch |= _solve_step(stage, choices, targets, stream)
-            done += len(targets)
-            run.progress("solve", done, len(due))
-        if stage.method.refinement is not None and block_patch:
-            block_patch = _refined(stage, stream, block, block_patch, stage.method.refinement)
-        patch |= block_patch
-        dense_hidden = stream.dense_outputs()
-        walk.advance(block)
-    for targets in at.values():  # behind the last block: the head
+    for stretch in order.stretches:
+        before = list(walk.hidden)
+        for block in stretch:
+            stream = Stream.of_block(walk, block, dense_hidden)
+            block_patch = Patch()
+            for s in range(len(block.steps)):
+                step = (block.index, s)
+                block_patch |= _solve_step(stage, choices, order, step, stream, seen)
+                done += len(order.due.get(step, ()))
+                run.progress("solve", done, len(due))
+            if stage.method.refinement is not None and block_patch:
+                block_patch = _refined(stage, stream, block, block_patch, stage.method.refinement)
+            patch |= block_patch
+            dense_hidden = stream.dense_outputs()
+            walk.advance(block)
+        if len(stretch) > 1:  # once more, with what later blocks' steps put into earlier ones
+            walk.hidden = before
+            for block in stretch:
+                walk.advance(block)
+    if OUTSIDE in order.due:  # behind the last block: the head
         behind = stream if walk.whole else Stream.behind(walk, dense_hidden)
-        patch |= _solve_step(stage, choices, targets, behind)
+        patch |= _solve_step(stage, choices, order, OUTSIDE, behind, seen)
         run.progress("solve", len(due), len(due))
     return patch
+
+
+#: (block, step inside it).
+Step = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Order:
+    """When targets are solved. `due`: at the last step of their weights. `waiting`: those with a
+    weight at a step, by step. `stretches`: runs of blocks that no target reaches out of."""
+
+    due: Mapping[Step, Sequence[Target]]
+    waiting: Mapping[Step, Sequence[tuple[Target, Weight]]]
+    stretches: Sequence[Sequence[Block]]
+
+    @classmethod
+    def of(cls, anatomy: Anatomy, targets: Sequence[Target]) -> Order:
+        """The order of an anatomy's targets."""
+        place = {
+            w.path: (b.index, s)
+            for b in anatomy.blocks
+            for s, step in enumerate(b.steps)
+            for w in step
+        }
+        due: dict[Step, list[Target]] = {}
+        waiting: dict[Step, list[tuple[Target, Weight]]] = {}
+        reach: dict[int, int] = {}  # block → last block of the targets that begin there
+        for target in targets:
+            steps = [place.get(w.path, OUTSIDE) for w in target.weights]
+            due.setdefault(max(steps), []).append(target)
+            for step, weight in zip(steps, target.weights, strict=True):
+                waiting.setdefault(step, []).append((target, weight))
+            first = min(steps)[0]
+            reach[first] = max(reach.get(first, first), max(steps)[0])
+        stretches: list[list[Block]] = []
+        end = -1
+        for block in anatomy.blocks:
+            if block.index > end:
+                stretches.append([])
+            stretches[-1].append(block)
+            end = max(end, reach.get(block.index, block.index))
+        return cls(due, waiting, stretches)
+
+    def reads_after(self, step: Step) -> set[str]:
+        """What the targets that are solved later read."""
+        later = (target for at, targets in self.due.items() if at > step for target in targets)
+        return {weight.reads for target in later for weight in target.weights}
 
 
 @dataclass
@@ -184,10 +229,11 @@ class _SeenError(Exception):
 
 @dataclass
 class Live:
-    """Evidence of the compressed stream over that of the survey."""
+    """Evidence of the compressed stream over that of the survey. `crosses`: E[x x'ᵀ] beside it."""
 
     survey: Evidence
-    moments: Mapping[str, Moment] = field(default_factory=dict)
+    moments: dict[str, Moment] = field(default_factory=dict)
+    crosses: dict[str, Tensor] = field(default_factory=dict)
 
     def inputs(self, weight: Weight) -> Moment:
         """What the weight reads behind the compressed prefix."""
@@ -197,26 +243,41 @@ class Live:
         """As surveyed: gradients are the dense model's."""
         return self.survey.gradient(weight, need)
 
+    def keep(self, reads: Collection[str]) -> None:
+        """Forget the other tensors."""
+        self.moments = {key: m for key, m in self.moments.items() if key in reads}
+        self.crosses = {key: c for key, c in self.crosses.items() if key in reads}
+
 
 def _solve_step(
-    stage: Stage, choices: Mapping[str, Option], targets: Sequence[Target], stream: Stream
+    stage: Stage,
+    choices: Mapping[str, Option],
+    order: Order,
+    step: Step,
+    stream: Stream,
+    seen: Live,
 ) -> Patch:
     run, patch = stage.run, Patch()
-    kept = {t.id: run.journal.get_patch(f"solve-{stage.number}", t.id) for t in targets}
-    if targets and stage.method.stream != "dense" and None in kept.values():
-        reads = sorted({w.reads for t in targets for w in t.weights})
+    unit = f"solve-{stage.number}"
+    targets = order.due.get(step, ())
+    open_ = [
+        (target, weight)
+        for target, weight in order.waiting.get(step, ())
+        if stage.method.stream != "dense" and run.journal.get_patch(unit, target.id) is None
+    ]
+    if reads := sorted({weight.reads for _, weight in open_}):
         own, cross = stream.moments(reads, stage.method.stream == "anchored")
-        evidence: Evidence = Live(stage.evidence, own)
-        source = WorkSource(run, {k: m.h_nn for k, m in cross.items()})
-    else:
-        evidence, source = stage.evidence, WorkSource(run)
+        seen.moments.update(own)
+        seen.crosses.update({key: moment.h_nn for key, moment in cross.items()})
+    source = WorkSource(run, seen.crosses)
     fitted = []
     for target in targets:
-        make = partial(fit, stage, target, choices[target.id], evidence, source)
+        make = partial(fit, stage, target, choices[target.id], seen, source)
         fitted.append(_journalled(stage, target.id, make))
     for one in fitted:  # in place only when the whole step is solved: they read the same input
         put(run, one)
         patch |= one
+    seen.keep(order.reads_after(step))
     return patch
 
 
