@@ -10,6 +10,8 @@ ROWS = [
     Row("svd", 0.07),
     Row("svd_llm"),
     Row("svd_llm", 0.95),
+    Row("basis_sharing"),
+    Row("basis_sharing", 0.3, {"group": 3, "share": ("q", "o", "down"), "update": True}),
     Row("lord", knobs={"sweep": (0.9, 0.6, 0.3)}, probes=True),
     Row("lord", 0.3, knobs={"allocation": "uniform", "centred": False}),
     Row("lord", 0.15, knobs={"allocation": "uniform"}),
