@@ -2,23 +2,47 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 
+from rankine.manners import as_found
 from rankine.threads import be_passive
 
-INTERRUPTED = 130
+#: Exit codes; a UserError carries its own.
+BROKEN, INTERRUPTED = 1, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit: 0 done, 2 a user's mistake, 3 no result that holds what was
-    asked, 130 interrupted."""
+    asked, 130 interrupted; 1 is ours: a traceback, please report it."""
     be_passive()
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
 def run(arguments: Sequence[str]) -> int:
-    """The exit code of one command; every mistake becomes one sentence on stderr, here."""
+    """The exit code of one command, which leaves the process as it found it; every mistake
+    becomes one sentence on stderr, here."""
+    from rankine.cli.logs import overheard, say, told, without_option
+
+    arguments, as_json = without_option(arguments)
+    with as_found(), told(as_json):
+        try:
+            with overheard(as_json):
+                code, sentence = _outcome(arguments)
+        except Exception as error:
+            if not as_json:
+                raise
+            what = f"{type(error).__name__}: {error}"
+            say(logging.CRITICAL, what, exit_code=BROKEN, exc_info=error)
+            return BROKEN
+        sys.stdout.flush()
+        say(logging.ERROR if code else logging.INFO, sentence, exit_code=code)
+        return code
+
+
+def _outcome(arguments: Sequence[str]) -> tuple[int, str]:
+    """The exit code, and what there is to say."""
     import typer
 
     from rankine.cli.app import app
@@ -27,15 +51,9 @@ def run(arguments: Sequence[str]) -> int:
     try:
         code = app(list(arguments) or ["--help"], prog_name="rankine", standalone_mode=False)
     except UserError as error:
-        return _complain(str(error), error.exit_code)
+        return error.exit_code, str(error)
     except typer.TyperException as error:
-        return _complain(error.format_message(), UserError.exit_code)
+        return UserError.exit_code, error.format_message()
     if code == INTERRUPTED:  # typer turns KeyboardInterrupt into this code
-        return _complain("interrupted", INTERRUPTED)
-    return code if isinstance(code, int) else 0
-
-
-def _complain(sentence: str, code: int) -> int:
-    sys.stdout.flush()
-    print("rankine: " + " ".join(sentence.split()), file=sys.stderr)
-    return code
+        return INTERRUPTED, "interrupted"
+    return code if isinstance(code, int) else 0, "done"

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from rankine.cli import look, make, take
+from rankine.cli.logs import OPTION
 
 app = typer.Typer(
     add_completion=False,
@@ -34,6 +35,10 @@ def _version(asked: bool) -> None:
 def rankine(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+    ] = False,
+    log_json: Annotated[
+        bool,
+        typer.Option(OPTION, help="on stderr one JSON object per line; may stand behind a verb"),
     ] = False,
 ) -> None:
     """Smaller neural networks by low-rank and structured factorizations.

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
+
+from rankine.cli import logs
 
 
 class Progress(Protocol):
@@ -15,7 +18,11 @@ class Progress(Protocol):
 
 @contextmanager
 def bars() -> Iterator[Progress]:
-    """One bar per stage on a terminal; elsewhere one line when a stage ends."""
+    """One bar per stage on a terminal; elsewhere one line when a stage ends; with --log-json an
+    object for each unit of work."""
+    if logs.is_json():
+        yield _recorded
+        return
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -53,3 +60,7 @@ def bars() -> Iterator[Progress]:
                     console.print(f"{stage}: {done} of {total}", highlight=False)
 
         yield progress
+
+
+def _recorded(stage: str, done: int, total: int) -> None:
+    logs.say(logging.INFO, f"{stage}: {done} of {total}", stage=stage, done=done, total=total)
