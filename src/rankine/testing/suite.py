@@ -14,13 +14,12 @@ from torch import Tensor, nn
 import rankine
 from rankine.budget import Uniform
 from rankine.engine.run import cast, open_run
-from rankine.engine.stage import Stage, measure
+from rankine.engine.stage import Stage, WorkSource, measure
 from rankine.method import Compressor, get
 from rankine.patch import stored_bits
 from rankine.pipeline import Result
 from rankine.recipe import Recipe
 from rankine.structures import Dense, LowRank
-from rankine.structures.base import matrix
 from rankine.testing import models as tiny
 from rankine.testing.rows import Row
 
@@ -99,8 +98,9 @@ class MethodChecks:
             old = dense.get_submodule(weight.path).weight
             assert (module.out_features, module.in_features) == tuple(old.shape)
             assert module.weight.shape == old.shape
-            if row.keep is not None:
-                assert stored_bits(result.model, weight.path) < old.numel() * 16
+        for target in result.stages[-1].targets:
+            if row.keep is not None and target.members[0] in result.patch.modules:
+                assert stored_bits(result.model, *target.members) < 16 * target.size
         untouched = set(dict(dense.named_parameters())) - {f"{w.path}.weight" for w in replaced}
         if compressor(row).refinement is None:
             for name in untouched:
@@ -113,30 +113,30 @@ class MethodChecks:
     def test_budget_is_met_on_the_saved_bytes(self, row: Row, made: tuple[Result, Path]) -> None:
         """At most what was asked for, and no target could take a better option of its own."""
         result, directory = made
-        saved, weights = tensors(directory), targeted(result)
+        saved, targets = tensors(directory), result.stages[-1].targets
         bits = {
-            w.path: sum(
+            target.id: sum(
                 t.numel() * t.element_size() * 8
                 for name, t in saved.items()
-                if name.startswith(w.path + ".")
+                if name.startswith(tuple(path + "." for path in target.members))
             )
-            for w in weights
+            for target in targets
         }
-        count = sum(w.shape[0] * w.shape[1] for w in weights)
+        count = sum(target.size for target in targets)
         choices = result.stages[-1].choices
-        for path, stored in bits.items():
-            standing = result.patch.modules.get(path, Dense())
-            if standing == choices[path].structure:
-                assert stored == choices[path].bits
+        for target in targets:
+            stored, chosen = bits[target.id], choices[target.id]
+            if result.patch.modules.get(target.members[0], Dense()) == chosen.structure:
+                assert stored == chosen.bits
             else:  # a pivoted form that rounding would have spoiled
-                assert stored <= choices[path].bits
-                assert choices[path].structure.pivoted
+                assert stored <= chosen.bits
+                assert chosen.structure.pivoted
         measured = sum(bits.values()) / (16 * count)
         assert result.report["budget"]["keep"] == pytest.approx(measured, rel=1e-9)
         if row.keep is None:
             return
         assert measured <= row.keep
-        slack = int(row.keep * 16 * count) - sum(choices[path].bits for path in bits)
+        slack = int(row.keep * 16 * count) - sum(choices[target].bits for target in bits)
         for bid in result.stages[-1].bids:
             chosen = choices[bid.target]
             if same_share(row):
@@ -184,7 +184,8 @@ class MethodChecks:
         with pytest.raises(KeyboardInterrupt):
             compress(row, bf16(tiny.llama()), work=work, progress=interrupt)
         resumed = compress(row, bf16(tiny.llama()), work=work, progress=watch)
-        again = {n: t for n, t in resumed.model.state_dict().items() if n != "lm_head.weight"}
+        tied = {"lm_head.weight", *resumed.patch.tied}
+        again = {n: t for n, t in resumed.model.state_dict().items() if n not in tied}
         assert same(again, tensors(made[1]))
         if stage == "solve":
             assert "survey" not in seen  # what was finished is not done again
@@ -234,9 +235,9 @@ class MethodChecks:
             stage = Stage(run, method, 0, method.targets(run.anatomy))
             measure(stage)
             for target in stage.targets[:7]:
-                weight = target.weights[0]
-                w_oi = matrix(run.work.get_submodule(weight.path)).detach().double()
-                full = LowRank(min(weight.shape), pivoted=pivoted)
+                goal = method.goal(target, WorkSource(run), stage.evidence)
+                w_oi = goal.detach().double()
+                full = LowRank(min(target.shape), pivoted=pivoted)
                 parts = full.encode(w_oi, method.metric(target, stage.evidence))
                 error = (full.decode(parts) - w_oi).abs().max() / w_oi.abs().max()
                 assert float(error) < 1e-5, target.id
