@@ -3,7 +3,8 @@
     python tools/generate.py            write them
     python tools/generate.py --check    say which are stale; exit code 1 if any is
 
-Sources are the methods' dataclasses and cards, `Recipe`, and the command line itself.
+Sources are the methods' dataclasses and cards, `Recipe`, the command line itself, and what the
+benchmarks of speed wrote.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
 os.environ["TERMINAL_WIDTH"] = os.environ["COLUMNS"] = "88"
 os.environ["NO_COLOR"] = "1"
+
+import speed_page  # noqa: E402
 
 from rankine.method import Card, Method, Runtime, catalogue  # noqa: E402
 from rankine.recipe import Recipe  # noqa: E402
@@ -191,6 +194,7 @@ def generated() -> Iterator[tuple[str, str]]:
     yield "README.md", between(readme, "options", option_table())
     yield "docs/methods.md", methods_page(found)
     yield "docs/cli.md", cli_page()
+    yield "docs/speed.md", speed_page.page(ROOT / "benchmarks" / "results", NOTE, table)
 
 
 def main() -> int:
