@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from rankine.budget import Budget
 from rankine.errors import UserError, suggest
+from rankine.limits import YAML_BYTES, parse_yaml, read_text
 
 
 def _as_tuple(value: Any) -> Any:
@@ -94,16 +95,12 @@ class Recipe(BaseModel):
 
     @classmethod
     def read(cls, path: str | Path, **overrides: Any) -> Recipe:
-        """From a YAML file (safe loader), with command-line overrides on top."""
-        try:
-            data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise UserError(f"expected a recipe file, found nothing at {path}") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            line = str(error).splitlines()[0]
-            raise UserError(f"expected YAML in {path}, found: {line}") from None
+        """From a YAML file (see `rankine.limits`), with command-line overrides on top."""
+        data = parse_yaml(read_text(Path(path), YAML_BYTES), path)
         if not isinstance(data, dict):
             raise UserError(f"expected fields in {path}, found {type(data).__name__}")
+        if strange := [name for name in data if not isinstance(name, str)]:
+            raise UserError(f"expected names of fields in {path}, found {strange[0]!r:.40}")
         return cls.of(**{**data, **overrides})
 
     def write(self, path: str | Path) -> None:

@@ -112,7 +112,7 @@ def disk_errors(directory: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (*FULL, *CLOSED):
             raise
-        detail = error.strerror
+        detail = error.strerror or str(error)
         with suppress(OSError):
             detail += f", {shutil.disk_usage(directory.parent).free / 2**30:.1f} GiB free"
         raise UserError(f"expected to write {directory}, found: {detail}") from error

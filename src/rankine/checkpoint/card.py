@@ -10,6 +10,8 @@ from typing import Any
 import yaml
 
 from rankine.checkpoint.form import CARD
+from rankine.errors import UserError
+from rankine.limits import JSON_BYTES, parse_yaml, read_text
 
 NOTICES = re.compile(r"(licen[cs]e|notice|copying|use_policy|third[-_]party)", re.IGNORECASE)
 INHERITED = ("license", "license_name", "license_link", "base_model", "language", "datasets")
@@ -50,10 +52,10 @@ def notices(source: Path) -> list[Path]:
 def front_matter(source: Path) -> dict[str, Any]:
     """The YAML head of a model directory's README, or nothing."""
     try:
-        text = (source / CARD).read_text(encoding="utf-8")
+        text = read_text(source / CARD, JSON_BYTES)
         found = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
-        data = yaml.safe_load(found[1]) if found else None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        data = parse_yaml(found[1], CARD) if found else None
+    except UserError:
         return {}
     return dict(data) if isinstance(data, Mapping) else {}
 

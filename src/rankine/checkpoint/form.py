@@ -160,7 +160,8 @@ def check_sums(directory: Path) -> None:
     if not (directory / SUMS).is_file():
         return
     lines = read_text(directory / SUMS, JSON_BYTES).splitlines()
-    sums = dict(reversed(line.split(maxsplit=1)) for line in lines if len(line.split()) == 2)
+    pairs = (line.split(maxsplit=1) for line in lines if len(line.split()) == 2)
+    sums = {name: found for found, name in pairs}
     for file in weight_files(directory):
         if file.name in sums and sums[file.name] != _sha256(file):
             raise UserError(

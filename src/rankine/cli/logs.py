@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from typing import TextIO
 
+from rankine.limits import printable
+
 OPTION = "--log-json"
 #: Version of the objects.
 SCHEMA = 1
@@ -79,7 +81,7 @@ class Sentences(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """One line."""
         kind = "warning: " if record.levelno < logging.ERROR else ""
-        sentence = " ".join(record.getMessage().split())
+        sentence = printable(" ".join(record.getMessage().split()))
         print(f"rankine: {kind}{sentence}", file=sys.stderr)
 
 

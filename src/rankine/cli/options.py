@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
-import yaml
 from pydantic.fields import FieldInfo
 
 from rankine.cli import known
 from rankine.errors import UserError
+from rankine.limits import parse_yaml
 from rankine.recipe import Recipe
 
 #: Fields that no single option can hold: a chain is written in a recipe file.
@@ -132,5 +132,5 @@ def _assignments(texts: Sequence[str]) -> dict[str, Any]:
         name, equals, value = text.partition("=")
         if not (name and equals):
             raise UserError(f'expected --set NAME=VALUE, such as --set ridge=0.01, found "{text}"')
-        found[name.strip()] = yaml.safe_load(value) if value else ""
+        found[name.strip()] = parse_yaml(value, f"--set {name}") if value else ""
     return found

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import codecs
 import gzip
+import itertools
 import json
 import re
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
@@ -21,6 +23,9 @@ KNOWN = (*PLAIN, *ROWS)
 
 #: Bytes of a text file handed on at once, cut at a line end.
 BLOCK = 1 << 18
+#: Bytes of the longest line of JSON, and of the largest file that is one JSON value: these are
+#: read whole.
+LINE, WHOLE = 1 << 26, 1 << 28
 
 Source = str | Path | Iterable[str]
 
@@ -107,7 +112,7 @@ def _file(path: Path, column: str | None) -> Iterator[Passage]:
             f"expected UTF-8 text in {path}, found the byte 0x{error.object[error.start]:02x}, "
             "which is none: convert the file first"
         ) from None
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"cannot read {path}: {error}") from None
 
 
@@ -125,7 +130,7 @@ def _plain(path: Path) -> Iterator[Passage]:
             waiting += decoder.decode(block)
             # One block stays back, so that the last passage is known to be the last.
             while len(waiting) > 2 * BLOCK:
-                end = waiting.rfind("\n", 0, BLOCK) + 1 or waiting.rfind(" ", 0, BLOCK) + 1 or BLOCK
+                end = _end(waiting)
                 yield Passage(waiting[:end], final=False)
                 waiting = waiting[end:]
     waiting += decoder.decode(b"", final=True)
@@ -133,16 +138,35 @@ def _plain(path: Path) -> Iterator[Passage]:
         yield Passage(waiting)
 
 
+def _end(text: str, start: int = 0) -> int:
+    """Where a block that begins at `start` ends: behind a line, or a word, if there is one."""
+    block = start, start + BLOCK
+    return text.rfind("\n", *block) + 1 or text.rfind(" ", *block) + 1 or block[1]
+
+
 def _jsonl(path: Path) -> Iterator[Any]:
     with _open(path) as file:
-        for number, line in enumerate(file, 1):
+        for number in itertools.count(1):
+            if not (line := file.readline(LINE + 1)):
+                return
+            if len(line) > LINE:
+                raise UserError(
+                    f"expected lines of at most {LINE:,} bytes in {path}, found more in line "
+                    f"{number}: give one document per line"
+                )
             if line.strip():
                 yield _parse(line, f"line {number} of {path}")
 
 
 def _json(path: Path) -> Iterator[Any]:
     with _open(path) as file:
-        content = _parse(file.read(), str(path))
+        raw = file.read(WHOLE + 1)
+    if len(raw) > WHOLE:
+        raise UserError(
+            f"expected at most {WHOLE:,} bytes of JSON in {path}, which is read whole, found more: "
+            "write it as .jsonl, one document per line"
+        )
+    content = _parse(raw, str(path))
     if isinstance(content, dict):
         lists = [value for value in content.values() if isinstance(value, list)]
         content = lists[0] if len(lists) == 1 else [content]
@@ -152,7 +176,9 @@ def _json(path: Path) -> Iterator[Any]:
 def _parse(raw: bytes, where: str) -> Any:
     try:
         return json.loads(raw.decode("utf-8"))
-    except json.JSONDecodeError as error:
+    except UnicodeDecodeError:
+        raise
+    except (ValueError, RecursionError) as error:  # ValueError: also a number of 5,000 digits
         raise UserError(f"expected JSON in {where}: {error}") from None
 
 
@@ -186,7 +212,19 @@ def _column(rows: Iterable[Any], column: str | None, where: str) -> Iterator[Pas
                 f'expected text in column "{chosen}" of {where}, found a {type(text).__name__}'
             )
         # A lone surrogate (legal in JSON) is no text a tokenizer could take.
-        yield Passage(text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8"))
+        yield from _pieces(
+            text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+        )
+
+
+def _pieces(text: str) -> Iterator[Passage]:
+    """A document in passages of at most a block."""
+    start = 0
+    while len(text) - start > BLOCK:
+        end = _end(text, start)
+        yield Passage(text[start:end], final=False)
+        start = end
+    yield Passage(text[start:])
 
 
 def _choose(row: dict[str, Any], column: str | None, where: str) -> str:
@@ -226,4 +264,13 @@ def _hub(name: str, split: str, column: str | None) -> Iterator[Passage]:
         ) from None
     wanted = ("test", "validation", "train") if split == "evaluation" else ("train", "test")
     chosen = next((part for part in wanted if part in parts), next(iter(parts)))
-    yield from _column(parts[chosen], column, name)
+    yield from _column(_reached(parts[chosen], name), column, name)
+
+
+def _reached(rows: Iterable[Any], name: str) -> Iterator[Any]:
+    """The rows of a hub data set, as far as the network brings them."""
+    try:
+        yield from rows
+    except Exception as error:  # datasets lets through what its dozen file systems raise
+        reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
+        raise UserError(f'the hub data set "{name}" ended early: {reason}') from None

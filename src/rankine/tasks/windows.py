@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -21,8 +20,9 @@ from rankine.tasks.text import Passage
 #: A fragment of the token stream: ids and bytes per id, both int64 arrays.
 Fragment = tuple[np.ndarray, np.ndarray]
 
-#: Passages given to the tokenizer at once: it works on several in parallel.
-TOGETHER = 64
+#: Passages and characters given to the tokenizer at once: it works on several in parallel, and
+#: takes about a hundred bytes per character.
+TOGETHER, CHARACTERS = 64, 1 << 18
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,7 @@ def tokenize(passages: Iterable[Passage], tokenizer: Any) -> Iterator[Fragment]:
     """The token stream of a stream of passages, in fragments; lazily."""
     before, after = frame(tokenizer)
     opening = True
-    passages = iter(passages)
-    while group := list(islice(passages, TOGETHER)):
+    for group in _groups(passages):
         encoded = _encode([p.text for p in group], tokenizer)
         for passage, (ids, size) in zip(group, encoded):
             head = before if opening else []
@@ -122,6 +121,19 @@ def tokenize(passages: Iterable[Passage], tokenizer: Any) -> Iterator[Fragment]:
                 np.concatenate([head, ids, tail]).astype(np.int64),
                 np.concatenate([[0] * len(head), size, [0] * len(tail)]).astype(np.int64),
             )
+
+
+def _groups(passages: Iterable[Passage]) -> Iterator[list[Passage]]:
+    """Neighbours, as many as the tokenizer takes at once; always one."""
+    group: list[Passage] = []
+    for passage in passages:
+        longer = sum(len(p.text) for p in group) + len(passage.text)
+        if group and (len(group) == TOGETHER or longer > CHARACTERS):
+            yield group
+            group = []
+        group.append(passage)
+    if group:
+        yield group
 
 
 def _encode(texts: list[str], tokenizer: Any) -> list[Fragment]:
