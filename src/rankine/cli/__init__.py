@@ -54,6 +54,9 @@ def _outcome(arguments: Sequence[str]) -> tuple[int, str]:
         return error.exit_code, str(error)
     except typer.TyperException as error:
         return UserError.exit_code, error.format_message()
+    except OSError as error:  # a disk that is full, a file that is not ours to read
+        what = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
+        return UserError.exit_code, f"expected files to read and write, found: {what}"
     if code == INTERRUPTED:  # typer turns KeyboardInterrupt into this code
         return INTERRUPTED, "interrupted"
     return code if isinstance(code, int) else 0, "done"
