@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rankine.limits import printable
+
 #: Version of the JSON that every verb prints with --json.
 SCHEMA = 1
 
@@ -21,7 +23,7 @@ def lines(verb: str, text: Sequence[str], data: Mapping[str, Any], wants_json: b
         as_json(verb, data)
         return
     for line in text:
-        print(line)
+        print(printable(line))  # names of a stranger's model, and what it says
 
 
 def table(headers: Sequence[str], cells: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
