@@ -25,7 +25,7 @@ from rankine.errors import UserError, suggest
 from rankine.linalg.anchor import anchored_goal
 from rankine.metric import Gram, Metric
 from rankine.patch import Patch
-from rankine.statistics import Moment, Need, OutputGradient
+from rankine.statistics import Fisher, Moment, Need, OutputGradient
 from rankine.structures import Dense, LowRank, Structure
 from rankine.tasks import Task
 
@@ -69,7 +69,11 @@ class Evidence(Protocol):
 
     def inputs(self, weight: Weight) -> Moment: ...
 
+    def magnitude(self, weight: Weight) -> Tensor: ...
+
     def gradient(self, weight: Weight, need: OutputGradient) -> Moment: ...
+
+    def fisher(self, weight: Weight) -> Fisher: ...
 
 
 class Bench(Protocol):

@@ -25,7 +25,7 @@ from rankine.engine.stage import Stage, WorkSource, fit, put
 from rankine.errors import UserError
 from rankine.method import Evidence, Refine
 from rankine.patch import Patch
-from rankine.statistics import Moment, MomentSum, OutputGradient, Walk
+from rankine.statistics import Fisher, Moment, MomentSum, OutputGradient, Walk
 from rankine.statistics.survey import finite
 from rankine.statistics.walk import listening
 from rankine.structures import Dense
@@ -239,9 +239,17 @@ class Live:
         """What the weight reads behind the compressed prefix."""
         return self.moments.get(weight.reads) or self.survey.inputs(weight)
 
+    def magnitude(self, weight: Weight) -> Tensor:
+        """As surveyed."""
+        return self.survey.magnitude(weight)
+
     def gradient(self, weight: Weight, need: OutputGradient) -> Moment:
         """As surveyed: gradients are the dense model's."""
         return self.survey.gradient(weight, need)
+
+    def fisher(self, weight: Weight) -> Fisher:
+        """As surveyed: gradients are the dense model's."""
+        return self.survey.fisher(weight)
 
     def keep(self, reads: Collection[str]) -> None:
         """Forget the other tensors."""

@@ -17,7 +17,7 @@ from rankine.errors import BudgetError, UserError
 from rankine.evaluation.latency import pays
 from rankine.method import Compressor, Evidence
 from rankine.patch import Patch
-from rankine.statistics import Moment, OutputGradient, Statistics, Walk, survey
+from rankine.statistics import Fisher, Moment, OutputGradient, Statistics, Walk, survey
 from rankine.structures import Dense, matrix
 
 
@@ -49,8 +49,14 @@ class Nothing:
     def inputs(self, weight: Weight) -> Moment:
         raise KeyError(f"{weight.path}: the method declared no need for inputs")
 
+    def magnitude(self, weight: Weight) -> Tensor:
+        raise KeyError(f"{weight.path}: the method declared no need for magnitudes")
+
     def gradient(self, weight: Weight, need: OutputGradient) -> Moment:
         raise KeyError(f"{weight.path}: the method declared no need for gradients")
+
+    def fisher(self, weight: Weight) -> Fisher:
+        raise KeyError(f"{weight.path}: the method declared no need for the Fisher information")
 
 
 @dataclass

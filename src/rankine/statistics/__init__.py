@@ -1,10 +1,20 @@
 """What is measured: moments, gradients; streamed block by block."""
 
-from rankine.statistics.moments import InputMoment, Moment, MomentSum, Need, OutputGradient
+from rankine.statistics.fisher import Fisher, WeightFisher
+from rankine.statistics.moments import (
+    InputMagnitude,
+    InputMoment,
+    Moment,
+    MomentSum,
+    Need,
+    OutputGradient,
+)
 from rankine.statistics.survey import Statistics, survey
 from rankine.statistics.walk import Walk, as_walked
 
 __all__ = [
+    "Fisher",
+    "InputMagnitude",
     "InputMoment",
     "Moment",
     "MomentSum",
@@ -12,6 +22,7 @@ __all__ = [
     "OutputGradient",
     "Statistics",
     "Walk",
+    "WeightFisher",
     "as_walked",
     "survey",
 ]

@@ -11,11 +11,17 @@ import torch
 from torch import Tensor
 
 from rankine.metric import Gram
+from rankine.statistics.fisher import WeightFisher
 
 
 @dataclass(frozen=True)
 class InputMoment:
     """Need: E[x xᵀ] and E[x] of what a weight reads."""
+
+
+@dataclass(frozen=True)
+class InputMagnitude:
+    """Need: E|x_j| of what a weight reads."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,7 @@ class OutputGradient:
     clip: float | None = None
 
 
-Need = InputMoment | OutputGradient
+Need = InputMoment | InputMagnitude | OutputGradient | WeightFisher
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,38 @@ class MomentSum:
         self.h_nn = self.sum_n = None
         self.count = 0
         return moment
+
+
+@dataclass(frozen=True)
+class Magnitude:
+    """Mean absolute values `mean_n` (float64), number of positions."""
+
+    mean_n: Tensor
+    count: int
+
+    def tensors(self) -> dict[str, Tensor]:
+        """For the journal."""
+        return {"mean": self.mean_n, "count": torch.tensor(self.count)}
+
+
+class MagnitudeSum:
+    """Running Σ |x| and count; `add` takes (positions, n) rows."""
+
+    def __init__(self) -> None:
+        self.sum_n: Tensor | None = None
+        self.count = 0
+
+    def add(self, x_tn: Tensor) -> None:
+        """Add rows."""
+        total_n = x_tn.double().abs().sum(0)
+        self.sum_n = total_n if self.sum_n is None else self.sum_n + total_n
+        self.count += x_tn.shape[0]
+
+    def mean(self) -> Magnitude:
+        """The mean; raises ValueError when nothing was added."""
+        if self.sum_n is None or self.count == 0:
+            raise ValueError("no positions were measured")
+        return Magnitude(self.sum_n / self.count, self.count)
 
 
 def clip_rows(g_btn: Tensor, mask_bt: Tensor, clip: float | None) -> Tensor:

@@ -4,9 +4,10 @@ to the spool at once, and boundaries that do not fit in memory wait in files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +15,11 @@ from torch import Tensor, nn
 from rankine.anatomy import Weight
 from rankine.errors import UserError
 from rankine.statistics.boundaries import Boundaries
+from rankine.statistics.fisher import Fisher, FisherSum, WeightFisher
 from rankine.statistics.moments import (
+    InputMagnitude,
     InputMoment,
+    MagnitudeSum,
     Moment,
     MomentSum,
     Need,
@@ -29,6 +33,8 @@ from rankine.statistics.walk import Walk, listening
 Progress = Callable[[int, int], None]
 Store = Callable[[str], Mapping[str, Tensor] | None]
 Keep = Callable[[str, Mapping[str, Tensor]], None]
+#: What sums an input's statistic.
+InputSum = type[MomentSum] | type[MagnitudeSum]
 #: Block index of the weights outside all blocks.
 OUTSIDE = -1
 
@@ -43,43 +49,68 @@ class Statistics:
 
     def inputs(self, weight: Weight) -> Moment:
         """Moment of what the weight reads: (i, i) and (i,)."""
-        return self._moment("in", weight.block, _input_key(weight))
+        return Moment.from_tensors(self._found("in", weight.block, _input_key(weight)))
+
+    def magnitude(self, weight: Weight) -> Tensor:
+        """(i,) mean absolute value of what the weight reads."""
+        return self._found("in", weight.block, _magnitude_key(weight))["mean"]
 
     def gradient(self, weight: Weight, need: OutputGradient) -> Moment:
         """Moment of the gradient at what the weight writes: (o, o)."""
-        return self._moment("grad", weight.block, _gradient_key(weight, need))
+        found = self._found("grad", weight.block, _gradient_key(weight, need))
+        return Moment.from_tensors(found)
 
-    def _moment(self, kind: str, block: int, key: str) -> Moment:
+    def fisher(self, weight: Weight) -> Fisher:
+        """Fisher information of the weight, per example."""
+        return Fisher.from_tensors(self._found("grad", weight.block, _fisher_key(weight)))
+
+    def _found(self, kind: str, block: int, key: str) -> dict[str, Tensor]:
         unit = f"{kind}-{block}"
         if self._held.get(kind, ("", {}))[0] != unit:
             self._held[kind] = (unit, self._load(unit) or {})
-        tensors = self._held[kind][1]
-        if f"{key}/h" not in tensors:
+        tensors, prefix = self._held[kind][1], f"{key}/"
+        found = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+        if not found:
             raise KeyError(f"statistic {key} was not declared by `needs`")
-        return Moment.from_tensors({n: tensors[f"{key}/{n}"] for n in ("h", "mean", "count")})
+        return found
 
 
 def _input_key(weight: Weight) -> str:
     return weight.reads
 
 
+def _magnitude_key(weight: Weight) -> str:
+    return f"abs/{weight.reads}"
+
+
 def _gradient_key(weight: Weight, need: OutputGradient) -> str:
     return f"{need.middle}/{need.clip}/{weight.path}"
+
+
+def _fisher_key(weight: Weight) -> str:
+    return f"fisher/{weight.path}"
 
 
 @dataclass(frozen=True)
 class Unit:
     """What is measured in one block (or, last, outside all of them), and how it is run.
 
-    `reads`: key of the statistic → path of the module whose input it is; `writes`: key → path of
-    the module whose output's gradient it is, and the need.
+    `reads`: key of the statistic → path of the module whose input it is, and its kind of sum;
+    `writes`: key → path of the module whose output's gradient it is, and the need; `weights`:
+    key → path of the module whose weight's gradient it is.
     """
 
     index: int
     run: Callable[[int, Tensor], Any]
     path: str = ""
-    reads: Mapping[str, str] = field(default_factory=dict)
+    reads: Mapping[str, tuple[str, InputSum]] = field(default_factory=dict)
     writes: Mapping[str, tuple[str, OutputGradient]] = field(default_factory=dict)
+    weights: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def backwards(self) -> bool:
+        """Does it take gradients?"""
+        return bool(self.writes or self.weights)
 
 
 def survey(
@@ -96,8 +127,8 @@ def survey(
     """
     units = _units(walk, needs)
     for_inputs = [u for u in units if u.reads and load(f"in-{u.index}") is None]
-    for_gradients = [u for u in units if u.writes and load(f"grad-{u.index}") is None]
-    backwards = any(u.writes for u in units)
+    for_gradients = [u for u in units if u.backwards and load(f"grad-{u.index}") is None]
+    backwards = any(u.backwards for u in units)
     steps = len(units) * (2 if backwards else 1)
     report = progress or (lambda done, total: None)
     if for_inputs or for_gradients:
@@ -130,16 +161,30 @@ def _units(walk: Walk, needs: Mapping[str, frozenset[Need]]) -> list[Unit]:
             index,
             run,
             path,
-            {_input_key(w): w.reads for w in weights if InputMoment() in needs.get(w.path, ())},
+            _reads(weights, needs),
             {
                 _gradient_key(w, need): (w.path, need)
                 for w in weights
                 for need in needs.get(w.path, ())
                 if isinstance(need, OutputGradient)
             },
+            {_fisher_key(w): w.path for w in weights if WeightFisher() in needs.get(w.path, ())},
         )
         for index, path, weights, run in blocks
     ]
+
+
+def _reads(
+    weights: Sequence[Weight], needs: Mapping[str, frozenset[Need]]
+) -> dict[str, tuple[str, InputSum]]:
+    found: dict[str, tuple[str, InputSum]] = {}
+    for weight in weights:
+        asked = needs.get(weight.path, ())
+        if InputMoment() in asked:
+            found[_input_key(weight)] = (weight.reads, MomentSum)
+        if InputMagnitude() in asked:
+            found[_magnitude_key(weight)] = (weight.reads, MagnitudeSum)
+    return found
 
 
 def measured(
@@ -170,7 +215,7 @@ def _runner(walk: Walk, block: Any) -> Callable[[int, Tensor], Any]:
 @torch.no_grad()
 def _forward(walk: Walk, unit: Unit, wanted: Unit) -> dict[str, Tensor]:
     """Run a unit on every batch, measure the inputs of `wanted`, move the boundary behind it."""
-    sums = {key: MomentSum() for key in wanted.reads}
+    sums = {key: kind() for key, (_, kind) in wanted.reads.items()}
     current = 0
 
     def listen(key: str) -> Callable[..., None]:
@@ -179,14 +224,14 @@ def _forward(walk: Walk, unit: Unit, wanted: Unit) -> dict[str, Tensor]:
 
         return hook
 
-    hooks = [(walk.model.get_submodule(p), listen(k), True) for k, p in wanted.reads.items()]
+    paths = {key: path for key, (path, _) in wanted.reads.items()}
+    hooks = [(walk.model.get_submodule(p), listen(k), True) for k, p in paths.items()]
     after = []
     with walk.standing(unit.path), listening(hooks):
         for current, hidden in enumerate(walk.hidden):
             out = unit.run(current, hidden)
             after.append(hidden if walk.whole or unit.index == OUTSIDE else out)
     walk.hidden = after
-    paths = dict(wanted.reads)
     return {
         f"{key}/{name}": tensor
         for key, total in sums.items()
@@ -194,19 +239,37 @@ def _forward(walk: Walk, unit: Unit, wanted: Unit) -> dict[str, Tensor]:
     }
 
 
-def finite(total: MomentSum, path: str, what: str) -> Moment:
+class Measured(Protocol):
+    """What a sum ends in."""
+
+    def tensors(self) -> dict[str, Tensor]: ...
+
+
+S = TypeVar("S", bound=Measured, covariant=True)
+
+
+class Running(Protocol[S]):
+    """A sum."""
+
+    count: int
+
+    def mean(self) -> S: ...
+
+
+def finite(total: Running[S], path: str, what: str) -> S:
+    """The mean; raises UserError where nothing was measured, or not numbers."""
     if total.count == 0:
         raise UserError(
             f"expected calibration data to reach {path}, found none: "
             "exclude this layer or calibrate on data that uses it"
         )
-    moment = total.mean()
-    if not bool(torch.isfinite(moment.h_nn).all()):
+    found = total.mean()
+    if not all(bool(torch.isfinite(t).all()) for t in found.tensors().values()):
         raise UserError(
             f"expected finite {what}, found NaN or infinity at {path}: "
             "check the model in this dtype, or load it with --dtype float32"
         )
-    return moment
+    return found
 
 
 # -- backwards ------------------------------------------------------------------------------------
@@ -231,51 +294,58 @@ def _reverse(
     for n in reversed(range(len(units))):
         hidden_of = boundaries.pop()
         if units[n] is not loss_unit and n >= first:
-            sums = _Gradients(walk, units[n] if units[n] in wanted else Unit(0, units[n].run))
+            unit = units[n] if units[n] in wanted else Unit(0, units[n].run)
+            sums = _Gradients(walk, unit, terms)
             with walk.standing(units[n].path):
                 for index, hidden in enumerate(hidden_of):
                     grads[index] = sums.add(index, hidden, units[n].run, grads[index])
             if units[n] in wanted:
-                keep(f"grad-{units[n].index}", sums.moments(terms))
+                keep(f"grad-{units[n].index}", sums.found())
         done += 1
         report(done, 2 * len(units))
 
 
-def _from_loss(walk: Walk, unit: Unit, measured: bool, keep: Keep) -> tuple[list[Tensor], float]:
-    """(gradients at the last boundary, number of loss terms); keeps the unit's own moments."""
-    sums = _Gradients(walk, unit if measured else Unit(OUTSIDE, unit.run))
-    terms, grads = 0.0, []
+def _from_loss(
+    walk: Walk, unit: Unit, measured: bool, keep: Keep
+) -> tuple[list[Tensor], list[Tensor]]:
+    """(gradients at the last boundary, each example's number of loss terms), both by batch; keeps
+    what the unit itself is measured for."""
+    terms: list[Tensor] = []
+    sums = _Gradients(walk, unit if measured else Unit(OUTSIDE, unit.run), terms)
 
     def run(index: int, hidden: Tensor) -> Tensor:
-        nonlocal terms
-        total, count = walk.loss(index, unit.run(index, hidden))
-        terms += count
+        total, terms_n = walk.loss(index, unit.run(index, hidden))
+        terms.append(terms_n.detach())
         return total
 
-    for index, hidden in enumerate(walk.hidden):
-        grads.append(sums.add(index, hidden, run, None))
+    grads = [sums.add(index, hidden, run, None) for index, hidden in enumerate(walk.hidden)]
     if measured:
-        keep(f"grad-{unit.index}", sums.moments(terms))
+        keep(f"grad-{unit.index}", sums.found())
     return grads, terms
 
 
 class _Gradients:
-    """Sums of one unit's output gradients over the batches."""
+    """Sums over the batches of what one unit's gradients are measured for. `terms`: by batch, each
+    example's number of loss terms; filled while the loss itself is run."""
 
-    def __init__(self, walk: Walk, unit: Unit):
-        self.walk, self.unit = walk, unit
+    def __init__(self, walk: Walk, unit: Unit, terms: Sequence[Tensor]):
+        self.walk, self.unit, self.terms = walk, unit, terms
         self.sums = {key: MomentSum() for key in unit.writes}
         self.positions = dict.fromkeys(unit.writes, 0)
-        self.paths = sorted({path for path, _ in unit.writes.values()})
+        self.fishers = {path: FisherSum() for path in unit.weights.values()}
+        self.paths = sorted({path for path, _ in unit.writes.values()} | set(self.fishers))
 
     def add(
         self, index: int, hidden: Tensor, run: Callable[[int, Tensor], Any], seed: Tensor | None
     ) -> Tensor:
-        """Add one batch's moments; return the gradient at the unit's input."""
+        """Add one batch; return the gradient at the unit's input."""
+        inputs: dict[str, Tensor] = {}
         outputs: dict[str, Tensor] = {}
 
         def listen(path: str) -> Callable[..., Tensor]:
             def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+                if path in self.fishers:
+                    inputs[path] = args[0].detach()
                 outputs[path] = output if output.requires_grad else output.requires_grad_()
                 return outputs[path]
 
@@ -293,6 +363,10 @@ class _Gradients:
             if (g := by_path.get(path)) is not None:
                 self.sums[key].add(self.rows(index, g, need))
                 self.positions[key] += self.walk.rows(index, g).shape[0]
+        for path, total in self.fishers.items():
+            if (g := by_path.get(path)) is not None:
+                x_bti, g_bto = (self.examples(index, t, hidden, path) for t in (inputs[path], g))
+                total.add(x_bti, g_bto, self.terms[index])
         return results[0] if results[0] is not None else torch.zeros_like(leaf)
 
     def rows(self, index: int, g: Tensor, need: OutputGradient) -> Tensor:
@@ -305,11 +379,30 @@ class _Gradients:
         g_btn = g.reshape(*mask.shape, g.shape[-1])
         return clip_rows(g_btn, mask, need.clip)[middle_positions(mask, need.middle)]
 
-    def moments(self, terms: float) -> dict[str, Tensor]:
-        """Mean over positions, times positions per term."""
+    def examples(self, index: int, x: Tensor, hidden: Tensor, path: str) -> Tensor:
+        """(examples, positions, n) of an activation: padding included, whose gradient is the
+        example's own (none, where nothing attends to it)."""
+        count, mask = len(self.terms[index]), self.walk.masks[index]
+        if x.dim() > 1 and x.shape[0] == count:
+            return x.reshape(count, -1, x.shape[-1])
+        lead = tuple(hidden.shape[:-1] if mask is None else mask.shape)
+        if x.dim() == 2 and lead[:1] == (count,) and x.shape[0] == math.prod(lead):
+            return x.reshape(*lead, x.shape[-1])  # OPT flattens batch and time
+        raise UserError(
+            f"expected activations in which {count} examples can be told apart, found the shape "
+            f"{tuple(x.shape)} at {path}: exclude this layer or choose another method"
+        )
+
+    def found(self) -> dict[str, Tensor]:
+        """Moments are means over positions, times positions per term; Fisher sums are means over
+        examples."""
+        terms = sum(float(terms_n.sum()) for terms_n in self.terms)
         found: dict[str, Tensor] = {}
         for key, total in self.sums.items():
             tensors = finite(total, self.unit.writes[key][0], "gradients").tensors()
             tensors["h"] = tensors["h"] * (self.positions[key] / max(terms, 1.0))
+            found.update({f"{key}/{name}": tensor for name, tensor in tensors.items()})
+        for key, path in self.unit.weights.items():
+            tensors = finite(self.fishers[path], path, "gradients").tensors()
             found.update({f"{key}/{name}": tensor for name, tensor in tensors.items()})
         return found

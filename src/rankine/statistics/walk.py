@@ -230,9 +230,9 @@ class Walk:
             stack.enter_context(replaced_forward(self.module(last), lambda *a, **k: hidden))
             return self.task.run(self.model, self.batches[index])
 
-    def loss(self, index: int, outputs: Any) -> tuple[Tensor, float]:
-        """(sum of the loss terms of one batch, their number): examples × their terms."""
+    def loss(self, index: int, outputs: Any) -> tuple[Tensor, Tensor]:
+        """(sum of the loss terms of one batch, number of each example's (examples,))."""
         batch = self.batches[index]
         loss = self.task.loss(outputs, batch)
         terms = self.task.terms(batch).to(loss).expand_as(loss)
-        return (loss * terms).sum(), float(terms.sum())
+        return (loss * terms).sum(), terms
