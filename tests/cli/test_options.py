@@ -140,7 +140,7 @@ def test_a_chain_is_changed_in_its_file(tmp_path):
 def test_verbs():
     assert set(typer_names()) == {
         "plan", "compress", "compare", "heal", "eval", "inspect", "generate", "report", "methods",
-        "export", "demo",
+        "export", "demo", "doctor", "new-method",
     }  # fmt: skip
 
 
