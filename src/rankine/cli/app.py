@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from rankine.cli import look, make, take
+from rankine.cli import care, look, make, take
 from rankine.cli.logs import OPTION
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ for verb in (make.plan, make.compress, make.compare, make.heal):
 app.command("eval")(look.evaluate)
 for verb in (look.inspect, look.generate, look.report, look.methods, take.export, take.demo):
     app.command()(verb)
+app.command()(care.doctor)
 
 
 def _version(asked: bool) -> None:
