@@ -178,7 +178,7 @@ def _hardware(found: Mapping[str, Any]) -> str:
     return (
         f"{name}{capability}, {_threads(found)} of {found['cores']} cores, torch "
         f"{found['torch']}, Python {found['python']}, {found['date'][:10]}; {clock}, "
-        f"load {found['load']:.1f}: other jobs ran beside it."
+        f"load average {found['load']:.1f}."
     )
 
 

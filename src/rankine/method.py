@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import torch
@@ -38,8 +39,13 @@ Stream = Literal["dense", "compressed", "anchored"]
 
 @dataclass(frozen=True)
 class Card:
-    """What a method is, for catalogues and legality. `takes` and `gives` name module kinds and
-    data; `after` and `before` say which families may stand on either side in a recipe."""
+    """What a method is, for catalogues and legality.
+
+    `takes` and `gives` name module kinds, `needs` data. `after` names the families whose result it
+    may stand on in a recipe ("dense": an untouched model), `before` those that may stand on its
+    own; None: all whose `after` names its family. Both sides must agree; training leaves the family
+    of what it trained.
+    """
 
     name: str
     title: str
@@ -50,8 +56,12 @@ class Card:
     needs: tuple[str, ...] = ()
     gives: tuple[str, ...] = ("low_rank",)
     after: tuple[str, ...] = ("dense",)
-    before: tuple[str, ...] = ("heal", "adapter")
+    before: tuple[str, ...] | None = None
     ours: bool = False
+
+    def may_follow(self, earlier: Card, standing: str) -> bool:
+        """May this stand right behind `earlier`, where `standing` is the family that stands?"""
+        return standing in self.after and (earlier.before is None or self.family in earlier.before)
 
 
 class Source(Protocol):
@@ -398,13 +408,20 @@ def method(cls: M) -> M:
 
 
 def catalogue() -> dict[str, type[Method]]:
-    """Every method: ours and those other packages offer (entry-point group `rankine.methods`)."""
+    """Every method: ours, those other packages offer (entry-point group `rankine.methods`), and
+    what the process has registered since."""
+    _import_methods()
+    return dict(sorted(_METHODS.items()))
+
+
+@cache
+def _import_methods() -> None:
+    """Importing registers; packages are walked once per process."""
     package = importlib.import_module("rankine.methods")
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"rankine.methods.{module.name}")
     for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
         entry.load()
-    return dict(sorted(_METHODS.items()))
 
 
 def get(name: str | Method, knobs: Mapping[str, Any] | None = None) -> Method:

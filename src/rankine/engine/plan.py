@@ -114,16 +114,22 @@ def driven(name: str, knobs: dict[str, Any]) -> Compressor | Learning:
 
 
 def check_chain(methods: Sequence[Method]) -> None:
-    """Legality is data: each method's card says what it may follow. Training leaves what stands."""
-    standing = "dense"
-    for method in methods:
+    """Legality is data: the cards say what may follow what. Training leaves what stands."""
+    standing, earlier = "dense", methods[0].card
+    for number, method in enumerate(methods):
         if standing not in method.card.after:
             raise UserError(
                 f"{method.name} cannot follow a {standing} stage: it takes "
                 f"{', '.join(method.card.after)} weights; reorder the recipe"
             )
+        if number and not method.card.may_follow(earlier, standing):
+            raise UserError(
+                f"{method.name} cannot follow {earlier.name}, which may be followed by "
+                f"{', '.join(earlier.before or ()) or 'nothing'}; reorder the recipe"
+            )
+        earlier = method.card
         if isinstance(method, Compressor):
-            standing = method.card.family
+            standing = earlier.family
 
 
 def tensor_bytes(model: nn.Module) -> int:

@@ -49,7 +49,6 @@ class Heal(Learning):
         needs=("training text", "gradients"),
         gives=(),
         after=("dense", "low-rank", "quantization"),
-        before=("training", "adapter"),
     )
 
     teacher: str | None = None
