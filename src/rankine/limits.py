@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +114,24 @@ def _measure_yaml(text: str, where: object) -> None:
                 f"expected at most {YAML_VALUES:,} values in {where}, aliases written out, found "
                 "more"
             )
+
+
+_pickles: ContextVar[bool] = ContextVar("pickles", default=False)
+
+
+@contextmanager
+def allowing_pickles(allowed: bool) -> Iterator[None]:
+    """Inside, directories whose weights are pickles may be opened (if `allowed`)."""
+    token = _pickles.set(allowed or _pickles.get())
+    try:
+        yield
+    finally:
+        _pickles.reset(token)
+
+
+def pickles_allowed() -> bool:
+    """Did the user say so?"""
+    return _pickles.get()
 
 
 def _too_deep(where: object) -> UserError:

@@ -65,31 +65,32 @@ def weight_files(directory: Path) -> list[Path]:
 
     Raises UserError for an index that names a file elsewhere, none, or no safetensors file.
     """
-    index = directory / INDEX
     if (directory / WEIGHTS).is_file():
         return [directory / WEIGHTS]
-    if not index.exists():
-        return sorted(directory.glob("model*.safetensors"))
-    places = read_json(index).get("weight_map")
+    if (directory / INDEX).exists():
+        return named_in_index(directory, INDEX, (".safetensors",))
+    return sorted(directory.glob("model*.safetensors"))
+
+
+def named_in_index(directory: Path, index: str, suffixes: tuple[str, ...]) -> list[Path]:
+    """The files that an index maps tensors to: they stand beside it, and end in `suffixes`."""
+    places = read_json(directory / index).get("weight_map")
     if not isinstance(places, dict):
-        raise UserError(f'expected an object "weight_map" in {index}, found {places!r:.40}')
+        raise UserError(
+            f'expected an object "weight_map" in {directory / index}, found {places!r:.40}'
+        )
     for name in places.values():
-        if not isinstance(name, str) or not _is_plain(name):
+        if not isinstance(name, str) or not name.endswith(suffixes) or set(name) & set("/\\:\0"):
             raise UserError(
-                f"expected names of *.safetensors files beside {INDEX} in {directory}, found "
+                f"expected names of *{suffixes[0]} files beside {index} in {directory}, found "
                 f"{name!r:.80}: this index does not come from an ordinary checkpoint"
             )
         if not (directory / name).is_file():
             raise UserError(
-                f"expected the weight file {name} that {INDEX} names in {directory}, "
+                f"expected the weight file {name} that {index} names in {directory}, "
                 "found none: copy the directory again"
             )
     return [directory / name for name in sorted(set(places.values()))]
-
-
-def _is_plain(name: str) -> bool:
-    """Is this the name of a safetensors file, and no path to another place?"""
-    return name.endswith(".safetensors") and not set(name) & set("/\\:\0")
 
 
 def check_links(directory: Path) -> None:
