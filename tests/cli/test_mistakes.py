@@ -28,6 +28,11 @@ from rankine.errors import AcceptanceError, BudgetError
         (["--keep", "0.5", "--tokens", "many"], "128x2048"),
         (["--keep", "0.5", "--max-loss", "tiny"], "1.02x"),
         (["--kep", "0.5"], "--keep"),
+        (["--keep", "0.5", "--accept", "auc"], "auc>=0.80"),
+        (["--keep", "0.5", "--accept", "auc>=high"], "auc>=0.80"),
+        (["--keep", "0.5", "--loss", "loss.py"], "package.module:name"),
+        (["--keep", "0.5", "--evaluate", "<function auc>"], "given in Python"),
+        (["--keep", "0.5", "--model", "another"], "name it once"),
     ],
 )
 def test_wrong_options(rankine, tmp_path, arguments, part):
@@ -52,7 +57,7 @@ def test_unknown_verb_suggests(rankine):
 
 @pytest.mark.parametrize(
     ("error", "code"),
-    [(BudgetError("no room"), 2), (AcceptanceError("too much"), 3), (KeyboardInterrupt(), 130)],
+    [(BudgetError("no room"), 3), (AcceptanceError("too much"), 3), (KeyboardInterrupt(), 130)],
 )
 def test_exit_codes(rankine, monkeypatch, error, code):
     def fails(*_args, **_kwargs):

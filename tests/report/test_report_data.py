@@ -9,7 +9,7 @@ import report_sample
 
 from rankine import report
 from rankine.errors import UserError
-from rankine.report.schema import clean, parse
+from rankine.report.schema import SCHEMA, clean, parse
 
 MINIMAL = {"schema": "1.0", "model": {}, "rows": []}
 
@@ -64,8 +64,8 @@ def test_required_fields(field):
         ({"rows": {"a": 1}}, 'expected a list in "rows" of the report, found dict'),
         ({"recipe": "svd"}, 'expected an object in "recipe" of the report, found str'),
         ({"targets": ["q"]}, 'expected objects in "targets" of the report'),
-        ({"schema": "2.0"}, 'expected a report of schema 1.0 or older, found "2.0"'),
-        ({"schema": "new"}, 'expected a report of schema 1.0 or older, found "new"'),
+        ({"schema": "2.0"}, f'expected a report of schema {SCHEMA} or older, found "2.0"'),
+        ({"schema": "new"}, f'expected a report of schema {SCHEMA} or older, found "new"'),
     ],
 )
 def test_wrong_shapes_are_one_sentence(change, said):

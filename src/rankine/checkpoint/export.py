@@ -16,21 +16,30 @@ from rankine import compat
 from rankine.checkpoint.beside import written_beside
 from rankine.checkpoint.form import MODELING
 from rankine.checkpoint.load import load, local_directory, tokenizer_of
-from rankine.checkpoint.save import patch_of, save
+from rankine.checkpoint.save import is_pretrained, patch_of, save
 from rankine.errors import UserError
 from rankine.patch import Patch, dense_patch, replace_module
 
 
 # -- dense --------------------------------------------------------------------------------------
 def export_dense(
-    where: str | Path, out: str | Path, *, force: bool = False, max_shard_size: str | int = "5GB"
+    where: str | Path | nn.Module,
+    out: str | Path,
+    *,
+    force: bool = False,
+    max_shard_size: str | int = "5GB",
 ) -> Path:
-    """Merge a Rankine checkpoint into an ordinary one that loads without rankine.
+    """Merge a Rankine checkpoint (or a copy of a module) into an ordinary one that loads without
+    rankine.
 
     It gives up the saving and keeps the function, up to rounding. Raises UserError where the
     architecture cannot hold the result (narrower widths, a function between factors, an added
     bias).
     """
+    if isinstance(where, nn.Module):
+        merged = copy.deepcopy(where)
+        merged = merge(merged) if is_pretrained(merged) else dense_patch(merged).apply(merged)
+        return save(merged, out, Patch(), force=force, max_shard_size=max_shard_size)
     model = merge(load(where))
     source = local_directory(str(where))
     return save(
@@ -65,6 +74,8 @@ def merge(model: Any) -> Any:
 
 def _forget_format(model: Any) -> None:
     """Nothing of the config or the instance may still say "rankine"."""
+    if hasattr(model, "rankine_patch"):
+        del model.rankine_patch
     quantizer = getattr(model, "hf_quantizer", None)
     if quantizer is not None:
         quantizer.remove_quantization_config(model)

@@ -2,24 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from torch import nn
+
+from rankine import own
 from rankine.checkpoint.export import export_dense
+from rankine.checkpoint.form import PATCH
+from rankine.checkpoint.given import built
+from rankine.checkpoint.load import load
 from rankine.checkpoint.onnx import export_onnx
 from rankine.errors import UserError, suggest
 
-FORMATS: dict[str, Callable[..., Path]] = {"dense": export_dense, "onnx": export_onnx}
+FORMATS = ("dense", "onnx")
 
 
 def export(
-    where: str | Path, output: str | Path, *, to: str = "dense", force: bool = False
+    model: str | Path | nn.Module,
+    output: str | Path,
+    *,
+    to: str | None = None,
+    into: Any = None,
+    example_inputs: Any = None,
+    force: bool = False,
 ) -> Path:
-    """Write a checkpoint for programs that do not know Rankine; returns what was written.
+    """Write a model for programs that do not know Rankine; returns what was written.
 
-    `to`: "dense", an ordinary checkpoint directory; "onnx", a file for ONNX Runtime. Raises
-    UserError.
+    - `model`: a checkpoint directory, or a module in memory (which stays as it is).
+    - `to`: "onnx", a file for ONNX Runtime (the default for an output called *.onnx); "dense", an
+      ordinary checkpoint directory. A plain module's holds its state dict in `model.safetensors`.
+    - `into`: the architecture (a module, a factory, or "package.module:factory") that a directory
+      of a plain module goes into.
+    - `example_inputs`: of a plain module's ONNX: a tensor, a tuple of them, or a mapping of
+      keywords (or what gives them, or its name); first dimensions become dynamic.
+
+    Raises UserError.
     """
+    to = to or ("onnx" if Path(output).suffix == ".onnx" else "dense")
     if to not in FORMATS:
         raise UserError(f'unknown format "{to}"; {suggest(to, list(FORMATS))}')
-    return FORMATS[to](where, output, force=force)
+    if not isinstance(model, nn.Module) and into is not None and (Path(model) / PATCH).is_file():
+        model = load(model, into=built(into, "into"))
+    if to == "dense":
+        return export_dense(model, output, force=force)
+    example = own.find(example_inputs, "example_inputs")
+    example = example() if callable(example) else example
+    return export_onnx(model, output, example, force=force)

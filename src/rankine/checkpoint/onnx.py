@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +36,16 @@ class _Logits(nn.Module):
 def export_onnx(
     model: str | Path | nn.Module,
     path: str | Path,
-    example: Tensor | None = None,
+    example: Any = None,
     *,
     force: bool = False,
 ) -> Path:
     """Write a model (or the checkpoint in a directory) as an ONNX file; returns its path.
 
     transformers models take `input_ids` (batch, sequence; both dynamic) and return logits; any
-    other module takes `example`, with its first dimension dynamic. Quantized codes are stored as
-    they are and decoded in the graph. Weights beyond 1 GiB go to a file beside.
+    other module takes `example` (a tensor, a tuple of arguments, or a mapping of keywords), whose
+    first dimensions are dynamic where they are those of the first tensor. Quantized codes are
+    stored as they are and decoded in the graph. Weights beyond 1 GiB go to a file beside.
 
     Raises UserError when the onnx extra is missing or the file exists (unless `force`).
     """
@@ -54,31 +56,61 @@ def export_onnx(
             'pip install "rankine[onnx]"'
         )
     with new_file(Path(path), force) as beside:
-        module = load(model) if isinstance(model, str | Path) else model
+        module: nn.Module = load(model) if isinstance(model, str | Path) else model
+        was_training = module.training
         program = _without_shifts(_program(module.eval(), example))
+        module.train(was_training)
         size = sum(t.numel() * t.element_size() for t in program.state_dict.values())
         torch.onnx.export(program, (), beside, verbose=False, external_data=size > EXTERNAL)
     return Path(path)
 
 
-def _program(model: nn.Module, example: Tensor | None) -> torch.export.ExportedProgram:
+def _program(model: nn.Module, example: Any) -> torch.export.ExportedProgram:
     batch = torch.export.Dim("batch", min=1, max=1 << 16)
     if not hasattr(getattr(model, "config", None), "to_dict"):
         if example is None:
-            raise UserError("expected an example input to export a plain torch module, found none")
-        return _exported(model, example, ({0: batch},))
+            raise UserError(
+                "expected an example input to export a plain torch module, found none: pass "
+                "example_inputs= (--example-inputs package.module:name)"
+            )
+        return _plain(model, example, batch)
     positions = getattr(model.config, "max_position_embeddings", None) or 1 << 20
     sequence = torch.export.Dim("sequence", min=2, max=positions)
     if example is None:
         example = torch.zeros(2, 8, dtype=torch.long)
     shapes = {"input_ids": {0: batch, 1: sequence}}
-    return _exported(_Logits(model), example, shapes)
+    return _exported(_Logits(model), (example,), {}, shapes)
 
 
-def _exported(model: nn.Module, example: Tensor, shapes: Any) -> torch.export.ExportedProgram:
+def _plain(model: nn.Module, example: Any, batch: Any) -> torch.export.ExportedProgram:
+    """Any module: every input whose first dimension is the batch is dynamic there."""
+    keywords = dict(example) if isinstance(example, Mapping) else {}
+    single = () if keywords else (example,)
+    arguments = tuple(example) if isinstance(example, tuple | list) else single
+    inputs = [*arguments, *keywords.values()]
+    size = next((x.shape[0] for x in inputs if isinstance(x, Tensor) and x.ndim), None)
+
+    def batched(x: Any) -> bool:
+        return isinstance(x, Tensor) and x.ndim > 0 and x.shape[0] == size
+
+    def doubled(x: Any) -> Any:  # a batch of one would be taken for a constant
+        return torch.cat([x, x]) if size == 1 and batched(x) else x
+
+    shapes = [{0: batch} if batched(x) else None for x in inputs]
+    return _exported(
+        model,
+        tuple(doubled(x) for x in arguments),
+        {name: doubled(x) for name, x in keywords.items()},
+        dict(zip(keywords, shapes, strict=True)) if keywords else tuple(shapes),
+    )
+
+
+def _exported(
+    model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], shapes: Any
+) -> torch.export.ExportedProgram:
     with torch.no_grad():
-        model(example)  # fills what modules compute once, so that the graph holds it as constants
-        return torch.export.export(model, (example,), dynamic_shapes=shapes)
+        model(*arguments, **keywords)  # fills what modules compute once: constants of the graph
+        return torch.export.export(model, arguments, keywords, dynamic_shapes=shapes)
 
 
 def _without_shifts(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:

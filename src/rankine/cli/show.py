@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+from rankine.errors import AcceptanceError
 from rankine.limits import printable
 
 #: Version of the JSON that every verb prints with --json.
@@ -42,6 +44,17 @@ def table(headers: Sequence[str], cells: Sequence[Sequence[str]], right: Sequenc
 def warnings(report: Mapping[str, Any]) -> list[str]:
     """What a report warns of, a line each."""
     return [f"warning: {warning}" for warning in report.get("warnings", [])]
+
+
+@contextmanager
+def unaccepted(verb: str, wants_json: bool) -> Iterator[None]:
+    """A result that was refused is shown all the same: how far off it was is worth knowing."""
+    try:
+        yield
+    except AcceptanceError as error:
+        if error.report is not None:
+            rows(verb, error.report["rows"], wants_json)
+        raise
 
 
 def rows(verb: str, found: Sequence[Mapping[str, Any]], wants_json: bool) -> None:

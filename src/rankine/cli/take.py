@@ -7,21 +7,33 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from rankine import own
 from rankine.cli import show
 from rankine.cli.heavy import prepare
 from rankine.cli.options import Force, Json, Output, Threads
 from rankine.cli.progress import bars
 from rankine.errors import UserError
 
+NAME = "PACKAGE.MODULE:NAME"
 Model = Annotated[str, typer.Argument(metavar="DIR", help="a compressed checkpoint")]
 
 
 def export(
     model: Model,
     to: Annotated[
-        Literal["dense", "onnx"],
-        typer.Option(help="dense: an ordinary checkpoint; onnx: a file for ONNX Runtime"),
-    ] = "dense",
+        Literal["dense", "onnx"] | None,
+        typer.Option(
+            help="dense: an ordinary checkpoint; onnx: a file for ONNX Runtime  [default: onnx for "
+            "an output *.onnx, else dense]"
+        ),
+    ] = None,
+    into: Annotated[
+        str | None,
+        typer.Option(metavar=NAME, help="what builds the architecture that a plain DIR needs"),
+    ] = None,
+    example_inputs: Annotated[
+        str | None, typer.Option(metavar=NAME, help="inputs of a plain module, for its ONNX")
+    ] = None,
     output: Output = None,
     force: Force = False,
     json: Json = False,
@@ -32,8 +44,11 @@ def export(
     prepare()
     from rankine.checkpoint.formats import export
 
-    written = export(model, output, to=to, force=force)
-    show.lines("export", [f"wrote {written}"], {"to": to, "output": str(written)}, json)
+    with own.current_directory_importable(bool(into or example_inputs)):
+        written = export(
+            model, output, to=to, into=into, example_inputs=example_inputs, force=force
+        )
+    show.lines("export", [f"wrote {written}"], {"output": str(written)}, json)
 
 
 def demo(

@@ -111,7 +111,7 @@ def begin(
         "rows": [],
         "samples": [],
         **before,
-        "schema": record.SCHEMA,
+        "schema": report.SCHEMA,
         "rankine": __version__,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "recipe": _recipe(run, method, learned),
@@ -163,11 +163,10 @@ def add_after(
     model: nn.Module,
     data: dict[str, Any],
     teacher: Teacher | None,
-    evaluate: bool,
     size: int | None = None,
 ) -> None:
     """The healed model's row, a sample, and a warning where healing did harm."""
-    if not evaluate:
+    if run.recipe.evaluate is False:
         return
     before = data["rows"][-1]
     speed: dict[str, float] = {}

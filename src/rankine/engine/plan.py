@@ -12,6 +12,7 @@ from torch import nn
 
 from rankine.anatomy import Anatomy, Target
 from rankine.budget import Budget, format_bytes
+from rankine.checkpoint import is_pretrained
 from rankine.engine.parts import stage_targets, with_parts
 from rankine.errors import UserError
 from rankine.evaluation.latency import faster_from, pays
@@ -19,11 +20,18 @@ from rankine.kernels.fused import missing
 from rankine.method import Compressor, Learning, Method, get
 from rankine.recipe import Recipe
 from rankine.recipe import Stage as StageRecipe
-from rankine.tasks.language import parse_tokens
+from rankine.tasks import FunctionTask, Task, parse_tokens
 
 #: Mean stored bits per weight of plain int8 and int4 with 16-bit scale and minimum per 64.
 PLAIN = {"int8": 8.5, "int4": 4.5}
 
+
+#: Where results run: of transformers' models, of any other module.
+PRETRAINED = (
+    *("transformers", "PEFT", "ONNX Runtime"),
+    "vLLM and llama.cpp only as a dense export",
+)
+PLAIN_MODULE = ("torch through rankine.load(DIR, into=module)", "ONNX Runtime")
 
 #: Bytes of a tensor's entry in a safetensors header beside its name, at most.
 HEADER_ENTRY = 84
@@ -42,7 +50,7 @@ class Plan:
     bytes_after: int
     seconds: float
     memory: int
-    runs_on: tuple[str, ...] = ("transformers", "PEFT", "ONNX Runtime")
+    runs_on: tuple[str, ...]
     notes: tuple[str, ...] = field(default=())
 
     def lines(self) -> list[str]:
@@ -53,7 +61,7 @@ class Plan:
             f"method   {self.method} on {self.targets} weights, {self.weights:,} parameters",
             f"size     {format_bytes(self.bytes_after)} on disk ({share:.0%} of today's)",
             f"time     about {_duration(self.seconds)}, memory {format_bytes(self.memory)}",
-            f"runs on  {', '.join(self.runs_on)}; vLLM and llama.cpp only as a dense export",
+            f"runs on  {', '.join(self.runs_on)}",
             *[f"note     {note}" for note in self.notes],
         ]
 
@@ -69,13 +77,16 @@ class Plan:
             "bytes": self.bytes_after,
             "seconds": round(self.seconds, 1),
             "memory": self.memory,
-            "runs_on": [*self.runs_on, "vLLM and llama.cpp only as a dense export"],
+            "runs_on": list(self.runs_on),
             "notes": list(self.notes),
         }
 
 
-def make_plan(recipe: Recipe, model: nn.Module, anatomy: Anatomy, name: str) -> Plan:
-    """Predict a recipe on a model (meta tensors suffice). Raises UserError on what cannot work."""
+def make_plan(
+    recipe: Recipe, model: nn.Module, anatomy: Anatomy, name: str, task: Task | None = None
+) -> Plan:
+    """Predict a recipe on a model (meta tensors suffice). `task` says how much data there is where
+    that is not the recipe's `tokens`. Raises UserError on what cannot work."""
     chain = recipe.chain()
     methods = [driven(stage.method, stage.set) for stage in chain]
     check_chain(methods)
@@ -99,8 +110,9 @@ def make_plan(recipe: Recipe, model: nn.Module, anatomy: Anatomy, name: str) -> 
         weights=weights,
         bytes_before=before,
         bytes_after=after,
-        seconds=_seconds(recipe, methods, targets, anatomy),
+        seconds=_seconds(methods, targets, anatomy, *_positions(recipe, task)),
         memory=_memory(model, anatomy, before),
+        runs_on=PRETRAINED if is_pretrained(model) else PLAIN_MODULE,
         notes=tuple(_notes(recipe, compressors, budget, weights, fixed, targets, model)),
     )
 
@@ -192,12 +204,23 @@ def _stored_dtype(model: nn.Module) -> torch.dtype:
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
+def _positions(recipe: Recipe, task: Task | None) -> tuple[int, int]:
+    """(calibration positions, positions of what one training step takes at a time): tokens, or
+    the examples of the user's batches."""
+    if isinstance(task, FunctionTask):
+        return sum(task.sizes), max(task.sizes, default=1)
+    sequences, length = parse_tokens(recipe.tokens)
+    return sequences * length, length
+
+
 def _seconds(
-    recipe: Recipe, methods: Sequence[Method], targets: list[Target], anatomy: Anatomy
+    methods: Sequence[Method],
+    targets: list[Target],
+    anatomy: Anatomy,
+    tokens: int,
+    length: int,
 ) -> float:
     """Forward passes, moments and decompositions at the speed one matrix product runs here."""
-    sequences, length = parse_tokens(recipe.tokens)
-    tokens = sequences * length
     rate = _flops_per_second()
     work = 0.0
     weights = sum(w.shape[0] * w.shape[1] for w in anatomy.linears)

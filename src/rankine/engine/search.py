@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from rankine.engine.record import before
 from rankine.errors import AcceptanceError, UserError
 from rankine.method import get
 from rankine.recipe import Recipe
+from rankine.report import figure
 
 #: Real compressions at most; each is evaluated on the held-out text.
 TRIES = 5
@@ -46,15 +48,14 @@ def smallest_that_holds(
 
     ln(gap) is close to linear in keep, so a secant on it converges in about three runs.
     """
-    if not isinstance(model, (str, type(None))):
-        raise UserError("--max-loss compresses several times: give a model by name or directory")
     allowed = parse_max_loss(recipe.max_loss or "")
     _check_sized(recipe)
     given = {"progress": progress, "task": task, "tokenizer": tokenizer}
     tried: dict[float, float] = {}
     known, keep = None, 0.8
     for _ in range(TRIES):
-        result = compress(model, recipe=at_keep(recipe, keep), before=known, **given)
+        fresh = copy.deepcopy(model)  # a module is compressed in place
+        result = compress(fresh, recipe=at_keep(recipe, keep), before=known, **given)
         known = known or before(result.report)
         tried[keep] = gap_of(result)
         keep = next_keep(tried, allowed)
@@ -67,19 +68,18 @@ def smallest_that_holds(
             f"expected a size whose loss stays within {allowed:.4f} nats, found {closest[1]:.4f} "
             f"at keep {closest[0]:.3f}: allow more, choose another method, or quantize instead"
         )
-    final = at_keep(recipe, min(holding))
+    final = at_keep(recipe, min(holding), accept=recipe.accept)
     result = compress(model, output=output, recipe=final, before=known, **given)
     result.report["search"] = {"allowed": allowed, "tried": tried}
     return result
 
 
-def at_keep(recipe: Recipe, keep: float) -> Recipe:
+def at_keep(recipe: Recipe, keep: float, accept: Sequence[str] = ()) -> Recipe:
     """The recipe of one try. Each has a work directory of its own: a journal serves one recipe."""
-    asked = recipe.model_dump(exclude_unset=True)
-    asked = {k: v for k, v in asked.items() if k not in ("max_loss", "keep", "size", "bits")}
+    asked = recipe.given("max_loss", "keep", "size", "bits", "accept")
     if recipe.work is not None:
         asked["work"] = str(Path(recipe.work) / f"keep-{keep:g}")
-    return Recipe.of(**asked, keep=keep)
+    return Recipe.of(**asked, keep=keep, accept=accept)
 
 
 def _check_sized(recipe: Recipe) -> None:
@@ -93,9 +93,17 @@ def _check_sized(recipe: Recipe) -> None:
 
 
 def gap_of(result: Any) -> float:
-    """Held-out log-perplexity above dense."""
+    """Held-out log-perplexity above dense; of a user's own task, its loss."""
     rows = {row["kind"]: row for row in result.report["rows"] if row["kind"] != "baseline"}
-    return math.log(rows["result"]["perplexity"]) - math.log(rows["dense"]["perplexity"])
+    after, before = rows["result"], rows["dense"]
+    if figure(after, "perplexity") is not None:
+        return math.log(after["perplexity"]) - math.log(before["perplexity"])
+    if figure(after, "loss") is None:
+        raise UserError(
+            "expected a perplexity or a loss for --max-loss, found neither: give loss= and "
+            "evaluation= batches, or say what must hold with --accept"
+        )
+    return float(after["loss"] - before["loss"])
 
 
 def next_keep(tried: dict[float, float], allowed: float) -> float:

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
-from rankine.checkpoint import directory_bytes, open_model
+from rankine import own
+from rankine.checkpoint import directory_bytes, open_given
 from rankine.errors import UserError
 from rankine.evaluation.latency import measure_latency, parameter_bytes
 from rankine.evaluation.perplexity import Interval, paired_bootstrap, perplexity
 from rankine.tasks.score import LanguageScore
+from rankine.tasks.task import own_figures
 
 
 def evaluate(
-    model: str,
+    model: str | nn.Module,
     *,
-    against: str | None = None,
+    against: str | nn.Module | None = None,
+    into: Any = None,
+    evaluate: Any = None,
     evaluation: str = "embedded",
     eval_tokens: int = 50_000,
     text_column: str | None = None,
@@ -27,49 +31,70 @@ def evaluate(
     dtype: str = "auto",
     fused: bool = False,
 ) -> dict[str, Any]:
-    """Perplexity, bits per byte and accuracy on held-out text, bytes, and decoding speed.
+    """Perplexity, bits per byte and accuracy on held-out text, bytes, and decoding speed of
+    language models; of any model the user's own figures.
 
-    `model` and `against` are hub ids, directories or "embedded". Returns {"rows": the report's
-    rows, `against` first, "difference": (estimate, low, high) of the log-perplexity of `model`
-    minus that of `against` with its paired 95 % interval, or None where there is no second model
-    or the two cut the text into other tokens}. On a CPU 16-bit weights are computed in float32;
-    with `fused` decoding is timed inside `rankine.fused`.
-    Raises UserError.
+    `model` and `against` are hub ids, directories, "embedded", modules or the names of what builds
+    them ("package.module:factory"); `into` is the factory (or its name) of the architecture that
+    directories of plain modules go into. `evaluate(model)` (or its name) gives figures by name;
+    without it, each model must be a language model with its tokenizer.
+
+    Returns {"rows": the report's rows, `against` first, "difference": (estimate, low, high) of the
+    log-perplexity of `model` minus that of `against` with its paired 95 % interval, or None where
+    there is no second model or the two cut the text into other tokens}. On a CPU 16-bit weights
+    are computed in float32; with `fused` decoding is timed inside `rankine.fused`. Raises
+    UserError.
     """
-    names = [against, model] if against is not None else [model]
-    opened = {name: _open(name, device, dtype) for name in names}
-    scores = {
-        name: perplexity(
-            module, tokenizer, evaluation, max_tokens=max(eval_tokens, 2), column=text_column
-        )
-        for name, (module, tokenizer, _, _) in opened.items()
-    }
-    models = {name: entry[0] for name, entry in opened.items()}
-    latencies = measure_latency(models, fused=fused)
-    rows = [
-        {
-            "name": name,
-            "kind": kind,
-            "bytes": size,
-            "tokens_per_second": latencies[name].tokens_per_second,
-            "ratio_to_dense": latencies[name].speedup if len(names) > 1 else None,
-            **scores[name].summary(),
-        }
-        for name, (_, _, kind, size) in opened.items()
-    ]
-    return {"rows": rows, "difference": _difference([scores[name] for name in names])}
+    metrics = None if isinstance(evaluate, bool) else own.function(evaluate, "evaluate")
+    given = [against, model] if against is not None else [model]
+    opened = [_open(one, into, device, dtype) for one in given]
+    text = {"text": evaluation, "max_tokens": max(eval_tokens, 2), "column": text_column}
+    scores = [_score(entry, text, metrics is not None) for entry in opened]
+    speaking = {e.name: e.module for e, score in zip(opened, scores, strict=True) if score}
+    latencies = measure_latency(speaking, fused=fused) if speaking else {}
+    rows = []
+    for entry, score in zip(opened, scores, strict=True):
+        row: dict[str, Any] = {"name": entry.name, "kind": entry.kind, "bytes": entry.bytes}
+        if score is not None:
+            latency = latencies[entry.name]
+            row["tokens_per_second"] = latency.tokens_per_second
+            row["ratio_to_dense"] = latency.speedup if len(opened) > 1 else None
+            row |= score.summary()
+        if metrics is not None:
+            row["metrics"] = own_figures(metrics, entry.module)
+        rows.append(row)
+    return {"rows": rows, "difference": _difference([s for s in scores if s is not None])}
 
 
-def _open(spec: str, device: str | torch.device, dtype: str) -> tuple[nn.Module, Any, str, int]:
-    """(module, tokenizer, kind of row, bytes on disk)."""
-    module, tokenizer, info = open_model(spec, device, dtype)
-    if tokenizer is None:
-        raise UserError(f"expected a tokenizer beside the model {spec}, found none: save one there")
+class _Opened(NamedTuple):
+    """A model to be measured, the kind of its row, its bytes on disk."""
+
+    name: str
+    module: nn.Module
+    tokenizer: Any
+    kind: str
+    bytes: int
+
+
+def _open(model: str | nn.Module, into: Any, device: str | torch.device, dtype: str) -> _Opened:
+    module, tokenizer, info = open_given(model, into, device, dtype)
     directory: Path | None = info.directory
     size = directory_bytes(directory)[0] if directory else parameter_bytes(module)
-    if torch.device(device).type == "cpu":
+    if torch.device(device).type == "cpu" and isinstance(model, str):
         module = module.to(torch.float32)
-    return module, tokenizer, "result" if info.patch else "dense", size
+    return _Opened(info.spec, module, tokenizer, "result" if info.patch else "dense", size)
+
+
+def _score(entry: _Opened, text: dict[str, Any], measured: bool) -> LanguageScore | None:
+    """Of a language model with its tokenizer; of others only the user's figures are known."""
+    if entry.tokenizer is not None:
+        return perplexity(entry.module, entry.tokenizer, **text)
+    if measured:
+        return None
+    raise UserError(
+        f"expected a tokenizer beside the model {entry.name}, or figures of your own, found "
+        "neither: save one there, or pass evaluate= (--evaluate package.module:metrics)"
+    )
 
 
 def _difference(scores: list[LanguageScore]) -> Interval | None:

@@ -52,6 +52,11 @@ class LoRD(Compressor):
             raise UserError(f'expected allocation "by_type" or "uniform", found {self.allocation}')
         object.__setattr__(self, "sweep", tuple(float(s) for s in self.sweep))
 
+    @property
+    def needs_loss(self) -> bool:
+        """The sweep probes it."""
+        return self.allocation == "by_type"
+
     def needs(self, target: Target) -> frozenset[Need]:
         """Moment and mean of what the weight reads: Cov(y) = W Cov(x) Wᵀ."""
         return frozenset({InputMoment()})

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rankine.errors import UserError
-from rankine.report.schema import SCHEMA, Report, parse
+from rankine.report.schema import SCHEMA, Report, metrics, parse
 from rankine.report.verdict import subject_row
 
 #: Rows are comparable only where these agree.
@@ -31,7 +31,7 @@ def combine(reports: Sequence[Mapping[str, Any]]) -> Report:
         for row in r["rows"]
         if (row.get("kind") or "result") == kind
     ):
-        mark = (row.get("name"), row.get("method"), row.get("bytes"), row.get("perplexity"))
+        mark = (row.get("name"), row.get("method"), row.get("bytes"), *_quality(row))
         if mark not in seen:
             seen.add(mark)
             rows.append(row)
@@ -45,6 +45,10 @@ def combine(reports: Sequence[Mapping[str, Any]]) -> Report:
         **{key: first[key] for key in ("rankine", "created", "hardware") if first.get(key)},  # type: ignore[literal-required]
     }
     return parse(report)
+
+
+def _quality(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return row.get("perplexity"), row.get("loss"), *metrics(row).items()
 
 
 def _strangers(runs: Sequence[Report]) -> list[str]:

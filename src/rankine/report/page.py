@@ -25,7 +25,7 @@ from rankine.report import numbers as n
 from rankine.report.charts import Json
 from rankine.report.maps import by_role, maps, shares
 from rankine.report.palette import twins, variables
-from rankine.report.schema import Report, parse
+from rankine.report.schema import Report, metrics, parse
 from rankine.report.spectra import spectra
 from rankine.report.terminal import cells
 from rankine.report.tradeoff import tradeoff
@@ -129,7 +129,7 @@ def _both(report: Report) -> Json | None:
 
 # -- what is printed ----------------------------------------------------------------------------
 def headline(report: Report) -> list[Fact]:
-    """The four figures below the verdict, those that are known."""
+    """The figures below the verdict, those that are known."""
     row, dense = subject_row(report), dense_row(report["rows"])
     budget = report.get("budget", {})
     keep = row.get("keep") if n.real(row.get("keep")) is not None else budget.get("keep")
@@ -155,6 +155,12 @@ def headline(report: Report) -> list[Fact]:
             n.times(row.get("ratio_to_dense")),
             _unless_unknown("{} tokens/s", n.rate(row.get("tokens_per_second"))),
         ),
+    ]
+    own = {"loss": (row.get("loss"), dense.get("loss"))}
+    own |= {name: (value, metrics(dense).get(name)) for name, value in metrics(row).items()}
+    facts += [
+        Fact(name, n.decimal(after, 4), _unless_unknown("dense {}", n.decimal(before, 4)))
+        for name, (after, before) in own.items()
     ]
     return [fact for fact in facts if fact.value != n.UNKNOWN]
 

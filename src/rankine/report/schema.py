@@ -17,7 +17,7 @@ from typing import Any, Literal, TypedDict, cast
 from rankine.errors import UserError
 
 #: major.minor: a newer minor version only adds fields.
-SCHEMA = "1.0"
+SCHEMA = "1.1"
 FILE = "report.json"
 
 
@@ -56,7 +56,8 @@ class Row(TypedDict, total=False):
 
     `kind` says what it is: the dense model, a result of Rankine, or a baseline (plain
     quantization). `keep` and `accuracy` are fractions, `perplexity_interval` is its 95 % interval,
-    `ratio_to_dense` is tokens_per_second ÷ that of the dense row.
+    `ratio_to_dense` is tokens_per_second ÷ that of the dense row. `loss` is the mean of the user's
+    own loss, `metrics` holds the user's own figures by name.
     """
 
     name: str
@@ -70,6 +71,8 @@ class Row(TypedDict, total=False):
     accuracy: float | None
     tokens_per_second: float | None
     ratio_to_dense: float | None
+    loss: float | None
+    metrics: dict[str, float | None]
     note: str | None
 
 
@@ -135,6 +138,31 @@ class Report(_Required, total=False):
     versions: dict[str, str]
     times: dict[str, float]
     warnings: list[str]
+
+
+#: Figures of a row that Rankine measures itself, beside its size.
+FIGURES = (
+    *("perplexity", "perplexity_interval", "bits_per_byte", "accuracy", "loss"),
+    *("tokens_per_second", "ratio_to_dense", "note"),
+)
+
+
+def metrics(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The user's own figures of a row."""
+    found = row.get("metrics")
+    return {str(k): v for k, v in found.items()} if isinstance(found, Mapping) else {}
+
+
+def figures(row: Mapping[str, Any]) -> dict[str, float]:
+    """Every number of a row by name; where two share one it is the user's metric."""
+    found = {name: row.get(name) for name in (*FIGURES, "bytes", "keep")}
+    found |= metrics(row)
+    return {name: float(value) for name, value in found.items() if isinstance(value, Real)}
+
+
+def figure(row: Mapping[str, Any], name: str) -> float | None:
+    """One of them; None where it was not measured."""
+    return figures(row).get(name)
 
 
 #: Fields that hold a list of objects, an object, or a list of lines.

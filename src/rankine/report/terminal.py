@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rankine.report import numbers as n
+from rankine.report.schema import metrics
 from rankine.report.verdict import dense_row
 
 if TYPE_CHECKING:
@@ -49,14 +50,27 @@ def name_of(row: Mapping[str, Any]) -> str:
     return str(row.get("name") or row.get("method") or n.UNKNOWN)
 
 
-COLUMNS = (
+def metric_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The user's own figures, in the order in which rows bring them."""
+    return list(dict.fromkeys(name for row in rows for name in metrics(row)))
+
+
+def metric_column(name: str) -> Column:
+    """A column for a figure of the user's."""
+    return Column(name, lambda row, _: n.decimal(metrics(row).get(name), 4), 1)
+
+
+QUALITY = (
     Column("model", lambda row, _: name_of(row), 0),
     Column("kept bits", lambda row, _: n.percent(row.get("keep")), 2),
     Column("on disk", lambda row, _: n.size(row.get("bytes")), 0),
     Column("perplexity", lambda row, _: n.perplexity(row.get("perplexity")), 0),
     Column("change", _cost, 4),
     Column("95 %", _interval, 7),
+    Column("loss", lambda row, _: n.decimal(row.get("loss"), 4), 1),
     Column("accuracy", lambda row, _: n.percent(row.get("accuracy")), 3),
+)
+SPEED = (
     Column("tokens/s", lambda row, _: n.rate(row.get("tokens_per_second")), 6),
     Column("vs dense", _speed, 5),
 )
@@ -73,11 +87,16 @@ def cells(rows: Sequence[Mapping[str, Any]], width: int | None = None) -> Cells:
     """The table as text: without columns that are empty, and without the least important ones
     where `width` characters do not hold them all."""
     dense = dense_row(rows)  # type: ignore[arg-type]
-    filled = {column: [column.cell(row, dense) for row in rows] for column in COLUMNS}
+    own = [metric_column(name) for name in metric_names(rows)]
+    columns = (*QUALITY, *own, *SPEED)
+    filled = {column: [column.cell(row, dense) for row in rows] for column in columns}
+    known = {column for column, texts in filled.items() if any(t != n.UNKNOWN for t in texts)}
+    # An unmeasured perplexity keeps its place, unless another figure of quality takes it.
+    instead = own or any(row.get("loss") is not None for row in rows)
     shown = [
         column
-        for column, texts in filled.items()
-        if column.drop == 0 or any(text != n.UNKNOWN for text in texts)
+        for column in columns
+        if column in known or (column.drop == 0 and not (instead and column.title == "perplexity"))
     ]
     while width is not None and _width(shown, filled) > width:
         least = max(shown, key=lambda column: column.drop)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rankine.report import numbers as n
-from rankine.report.schema import Report, Row
+from rankine.report.schema import Report, Row, metrics
 
 
 def dense_row(rows: Sequence[Row]) -> Row:
@@ -29,6 +29,7 @@ def verdict(report: Report) -> list[str]:
     sentences = [_size_sentence(report, row, dense)]
     if n.real(row.get("perplexity")) is not None:
         sentences.append(_perplexity_sentence(row, dense))
+    sentences.append(_own_sentence(row, dense))
     sentences.append(quantization(row, report["rows"]))
     return [sentence for sentence in sentences if sentence]
 
@@ -53,6 +54,18 @@ def _perplexity_sentence(row: Row, dense: Row) -> str:
     moved = n.change(after, before)
     tail = f" ({moved})" if moved else ""
     return f"Held-out perplexity {n.perplexity(before)} → {n.perplexity(after)}{tail}."
+
+
+def _own_sentence(row: Row, dense: Row) -> str:
+    """The loss and the user's own figures; what is better, more or less, only the user knows."""
+    parts = []
+    for name, value in {"loss": row.get("loss"), **metrics(row)}.items():
+        if n.real(value) is None:
+            continue
+        before = dense.get("loss") if name == "loss" else metrics(dense).get(name)
+        moved = f"{n.decimal(before, 4)} → " if n.real(before) is not None else ""
+        parts.append(f"{name} {moved}{n.decimal(value, 4)}")
+    return f"Measured {', '.join(parts)}." if parts else ""
 
 
 def quantization(row: Row, rows: Sequence[Row]) -> str:

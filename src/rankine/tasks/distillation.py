@@ -70,6 +70,11 @@ class Distillation:
                 f"expected a teacher with outputs {tuple(student.shape)}, found "
                 f"{tuple(teacher.shape)}: take the model that was compressed"
             )
+        if student.ndim < 2 or student.shape[-1] < 2:
+            raise UserError(
+                "expected outputs with a distribution over classes to distil, found shape "
+                f"{tuple(student.shape)}: train on the loss alone (kl_weight=0)"
+            )
         log_p = (teacher.float() / self.temperature).log_softmax(-1)
         log_q = (student.float() / self.temperature).log_softmax(-1)
         nats = self.temperature**2 * (log_p.exp() * (log_p - log_q)).sum(-1)

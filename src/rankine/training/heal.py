@@ -18,7 +18,7 @@ from rankine.budget import Budget
 from rankine.errors import UserError
 from rankine.method import Learner
 from rankine.patch import Patch
-from rankine.structures.base import Structure
+from rankine.patch import standing as found_in
 from rankine.tasks import Task
 
 ADAPTER = "default"
@@ -154,12 +154,4 @@ def adapter_places(model: nn.Module, patch: Patch) -> list[str]:
 def standing(model: nn.Module, patch: Patch) -> Patch:
     """`patch`, or where it is empty what the model's own modules say they are (one in memory that
     was never saved)."""
-    if patch.modules:
-        return patch
-    found = {
-        path: structure
-        for path, module in model.named_modules()
-        if isinstance(structure := getattr(module, "structure", None), Structure)
-    }
-    inner = {p for p in found for other in found if p.startswith(other + ".")}
-    return Patch({path: s for path, s in found.items() if path not in inner})
+    return patch if patch.modules else found_in(model)
