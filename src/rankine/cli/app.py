@@ -22,6 +22,7 @@ app.command("eval")(look.evaluate)
 for verb in (look.inspect, look.generate, look.report, look.methods, take.export, take.demo):
     app.command()(verb)
 app.command()(care.doctor)
+app.command("new-method")(care.new_method)
 
 
 def _version(asked: bool) -> None:
