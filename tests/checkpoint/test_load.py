@@ -81,7 +81,7 @@ SPOILED = {
     lose_config: r"found no config\.json",
     break_config: "a damaged file",
     list_config: "expected a JSON object",
-    pickled_only: "never unpickles",
+    pickled_only: "--allow-pickle",
     unknown_type: "no_such_model",
 }
 
