@@ -70,6 +70,9 @@ class Source(Protocol):
     def weight(self, weight: Weight) -> Tensor:
         """The (o, i) matrix, in its stored dtype."""
 
+    def bias(self, weight: Weight) -> Tensor | None:
+        """The (o,) bias that the layer adds."""
+
     def cross(self, weight: Weight) -> Tensor | None:
         """E[x x'ᵀ] of dense and compressed inputs (anchored streams only)."""
 
@@ -84,6 +87,8 @@ class Evidence(Protocol):
     def gradient(self, weight: Weight, need: OutputGradient) -> Moment: ...
 
     def fisher(self, weight: Weight) -> Fisher: ...
+
+    def lookups(self, weight: Weight) -> Tensor: ...
 
 
 class Bench(Protocol):
@@ -207,7 +212,7 @@ class Compressor(Method):
         self, anatomy: Anatomy, include: Sequence[str] = (), exclude: Sequence[str] = ()
     ) -> list[Target]:
         """What is replaced; default: each linear weight of every block by itself."""
-        return weight_targets(anatomy, include, exclude)
+        return weight_targets(anatomy, include, exclude, tables="embedding" in self.card.takes)
 
     def needs(self, target: Target) -> frozenset[Need]:
         """What must be measured for a target; default: nothing."""
@@ -360,7 +365,7 @@ def bits_of_tied(target: Target, choice: Structure, dtype: torch.dtype) -> int:
     """What output layers that share a factored table store of their own: its `up`, turned."""
     if target.kind != "table" or not isinstance(choice, LowRank):
         return 0
-    heads = len(target.weights) - 1
+    heads = sum(weight.operator != "embedding" for weight in target.weights)
     return heads * choice.rank * target.shape[0] * dtype.itemsize * 8
 
 

@@ -56,10 +56,14 @@ class Patch:
         if target.kind == "group":
             rows = [weight.shape[0] for weight in target.weights]
             return cls._shared(target.members, structure, structure.split(parts, rows))
-        first, *rest = target.members
-        patch = cls.of(first, structure, parts, bias)
-        for head in rest:
-            patch |= cls._reading(head, first, parts)
+        path = target.members[0]
+        patch = own = cls.of(path, structure, parts, bias)
+        for weight in target.weights[1:]:
+            if weight.operator == "embedding":
+                tied = {weight.path + name.removeprefix(path): name for name in own.tensors}
+                patch |= cls({weight.path: structure}, tied=tied)
+            else:
+                patch |= cls._reading(weight.path, path, parts)
         return patch
 
     @classmethod

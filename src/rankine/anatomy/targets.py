@@ -15,13 +15,15 @@ def weight_targets(
     exclude: Sequence[str] = (),
     *,
     banks: bool = False,
+    tables: bool = False,
 ) -> list[Target]:
     """One target per weight, in execution order.
 
     Without `include`: every linear inside a block, no embedding, no head. With it: every weight of
     the model whose path matches one of its globs, wherever it stands. `exclude` then takes its
-    matches away. `banks`: stacked experts too, a bank being one target. Raises UserError on a glob
-    that matches no weight, and when nothing is left.
+    matches away. `banks`: stacked experts too, a bank being one target. `tables`: embeddings too;
+    what shares an embedding's storage (an output layer) is one target with it. Raises UserError on
+    a glob that matches no weight, and when nothing is left.
     """
     for glob in (*include, *exclude):
         _check(anatomy, glob)
@@ -41,7 +43,31 @@ def weight_targets(
             "expected at least one weight to compress, found none: "
             + ("include and exclude leave nothing" if chosen else "the model has no linear layer")
         )
-    return [Target((weight,)) for weight in taken]
+    found = []
+    for weight in taken:
+        if weight.operator == "embedding":
+            found.append(_table(anatomy, weight, tables, exclude))
+        else:
+            found.append(Target((weight,)))
+    inside = {path for target in found for path in target.members[1:]}
+    return [target for target in found if target.members[0] not in inside]
+
+
+def _table(anatomy: Anatomy, weight: Weight, tables: bool, exclude: Sequence[str]) -> Target:
+    """An embedding, with every weight that shares its storage."""
+    if not tables:
+        raise UserError(
+            f"expected linear weights, found the embedding {weight.path}, which this method does "
+            "not take: exclude it, or use svd or afm"
+        )
+    tied = [w for w in anatomy.weights if w.tied_with == f"{weight.path}.weight"]
+    for other in tied:
+        if _matches(other, exclude):
+            raise UserError(
+                f"expected {weight.path} and {other.path}, which share one matrix, to be "
+                "compressed or excluded together: exclude both or neither"
+            )
+    return Target((weight, *tied), "table") if tied else Target((weight,))
 
 
 def _matches(weight: Weight, globs: Sequence[str]) -> bool:

@@ -97,7 +97,7 @@ def make_plan(
     if compressors[0].inside:  # of a model that an earlier run factored
         anatomy = with_parts(anatomy, model)
     targets = stage_targets(compressors[0], anatomy, recipe)
-    weights = sum(w.shape[0] * w.shape[1] for t in targets for w in t.weights)
+    weights = sum(target.size for target in targets)
     before = tensor_bytes(model)
     fixed = fixed_bytes(model, targets, compressors[0])
     budget = recipe.budget(sizing[-1][1])
@@ -161,7 +161,7 @@ def _predicted_bits(
 ) -> int:
     """Bits of the targets after the whole chain. A method whose knobs fix the size shrinks what it
     finds by the same share as it would the dense weights."""
-    weights = sum(w.shape[0] * w.shape[1] for t in targets for w in t.weights)
+    weights = sum(target.size for target in targets)
     dtype = _stored_dtype(model)
     dense = weights * dtype.itemsize * 8
     bits = dense

@@ -251,6 +251,10 @@ class Live:
         """As surveyed: gradients are the dense model's."""
         return self.survey.fisher(weight)
 
+    def lookups(self, weight: Weight) -> Tensor:
+        """As surveyed: ids are data."""
+        return self.survey.lookups(weight)
+
     def keep(self, reads: Collection[str]) -> None:
         """Forget the other tensors."""
         self.moments = {key: m for key, m in self.moments.items() if key in reads}

@@ -36,7 +36,7 @@ class Stage:
     @property
     def weights(self) -> int:
         """Number of targeted weights."""
-        return sum(w.shape[0] * w.shape[1] for t in self.targets for w in t.weights)
+        return sum(target.size for target in self.targets)
 
     def target(self, target_id: str) -> Target:
         """By id."""
@@ -58,6 +58,9 @@ class Nothing:
     def fisher(self, weight: Weight) -> Fisher:
         raise KeyError(f"{weight.path}: the method declared no need for the Fisher information")
 
+    def lookups(self, weight: Weight) -> Tensor:
+        raise KeyError(f"{weight.path}: the method declared no need for lookups")
+
 
 @dataclass
 class WorkSource:
@@ -69,6 +72,11 @@ class WorkSource:
     def weight(self, weight: Weight) -> Tensor:
         """(o, i), in the dtype of computation."""
         return matrix(self.run.work.get_submodule(weight.path)).detach()
+
+    def bias(self, weight: Weight) -> Tensor | None:
+        """(o,) of the layer, if it adds one."""
+        bias: Tensor | None = getattr(self.run.work.get_submodule(weight.path), "bias", None)
+        return None if bias is None else bias.detach()
 
     def cross(self, weight: Weight) -> Tensor | None:
         """E[x x'ᵀ] where the stream is anchored."""

@@ -14,8 +14,8 @@ from rankine.linalg.roots import FLOOR, Root
 
 @dataclass(frozen=True)
 class Gram:
-    """A positive semi-definite (n, n) form H: dense, diagonal, or diagonal plus u uᵀ. Leading
-    batch dimensions (experts, heads) pass through.
+    """A positive semi-definite (n, n) form H: dense, diagonal, or diagonal plus (`sign` −1: minus)
+    u uᵀ. Leading batch dimensions (experts, heads) pass through.
 
     A dense form may stand for `gain` · dense_nn + `ridge_1` · I without a copy of the matrix:
     what `shrink` returns.
@@ -24,6 +24,7 @@ class Gram:
     dense_nn: Tensor | None = None
     diagonal_n: Tensor | None = None
     rank_one_n: Tensor | None = None
+    sign: float = 1.0
     gain: float = 1.0
     ridge_1: Tensor | None = None
 
@@ -45,7 +46,7 @@ class Gram:
         h = torch.diag_embed(self.diagonal_n.double())
         if self.rank_one_n is not None:
             u = self.rank_one_n.double()
-            h = h + u.unsqueeze(-1) * u.unsqueeze(-2)
+            h = h + self.sign * u.unsqueeze(-1) * u.unsqueeze(-2)
         return h
 
     def diagonal(self) -> Tensor:
@@ -55,7 +56,7 @@ class Gram:
             return d if self.ridge_1 is None else d + self.ridge_1
         assert self.diagonal_n is not None
         d = self.diagonal_n.double()
-        return d if self.rank_one_n is None else d + self.rank_one_n.double().square()
+        return d if self.rank_one_n is None else d + self.sign * self.rank_one_n.double().square()
 
     def shrink(self, amount: float) -> Gram:
         """(1 − a) H + a · mean(diag H) · I: Ledoit-Wolf's target, as KFAC-SVD uses it."""
@@ -79,9 +80,8 @@ class Gram:
         assert self.diagonal_n is not None
         assert self.rank_one_n is not None
         u = self.rank_one_n.double()
-        return t * (self.diagonal_n.double() + floor).unsqueeze(-2) + (
-            t @ u.unsqueeze(-1)
-        ) * u.unsqueeze(-2)
+        along = self.sign * (t @ u.unsqueeze(-1))
+        return t * (self.diagonal_n.double() + floor).unsqueeze(-2) + along * u.unsqueeze(-2)
 
     def congruence(self, t: Tensor) -> Tensor:
         """T H Tᵀ for a (..., m, n) matrix: (..., m, m), float64."""

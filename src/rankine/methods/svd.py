@@ -22,4 +22,5 @@ class SVD(Compressor):
         reference="doi:10.1007/BF02288367",
         family="low-rank",
         summary="truncated SVD of each weight, no data",
+        takes=("linear", "embedding"),
     )

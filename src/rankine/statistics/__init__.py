@@ -4,6 +4,7 @@ from rankine.statistics.fisher import Fisher, WeightFisher
 from rankine.statistics.moments import (
     InputMagnitude,
     InputMoment,
+    Lookups,
     Moment,
     MomentSum,
     Need,
@@ -16,6 +17,7 @@ __all__ = [
     "Fisher",
     "InputMagnitude",
     "InputMoment",
+    "Lookups",
     "Moment",
     "MomentSum",
     "Need",

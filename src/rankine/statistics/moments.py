@@ -25,6 +25,12 @@ class InputMagnitude:
 
 
 @dataclass(frozen=True)
+class Lookups:
+    """Need: how often each row of an embedding is looked up, its padding row apart. An embedding
+    reads one-hot ids: this is their mean, and the diagonal of their second moment."""
+
+
+@dataclass(frozen=True)
 class OutputGradient:
     """Need: E[g gᵀ] of the loss's gradient with respect to what a weight writes, per position.
 
@@ -41,7 +47,7 @@ class OutputGradient:
     clip: float | None = None
 
 
-Need = InputMoment | InputMagnitude | OutputGradient | WeightFisher
+Need = InputMoment | InputMagnitude | Lookups | OutputGradient | WeightFisher
 
 
 @dataclass(frozen=True)
@@ -133,6 +139,38 @@ class MagnitudeSum:
         if self.sum_n is None or self.count == 0:
             raise ValueError("no positions were measured")
         return Magnitude(self.sum_n / self.count, self.count)
+
+
+@dataclass(frozen=True)
+class Frequencies:
+    """Share of all lookups that each row had, `share_v` (float64, up to the largest id seen)."""
+
+    share_v: Tensor
+
+    def tensors(self) -> dict[str, Tensor]:
+        """For the journal."""
+        return {"share": self.share_v}
+
+
+class LookupSum:
+    """Running number of lookups by id; `add` takes (positions, 1) ids."""
+
+    def __init__(self) -> None:
+        self.count_v = torch.zeros(0, dtype=torch.float64)
+        self.count = 0
+
+    def add(self, ids_t1: Tensor) -> None:
+        """Add ids."""
+        seen = torch.bincount(ids_t1.flatten().cpu(), minlength=len(self.count_v)).double()
+        seen[: len(self.count_v)] += self.count_v
+        self.count_v = seen
+        self.count += ids_t1.numel()
+
+    def mean(self) -> Frequencies:
+        """The shares; raises ValueError when nothing was added."""
+        if self.count == 0:
+            raise ValueError("no ids were looked up")
+        return Frequencies(self.count_v / self.count)
 
 
 def clip_rows(g_btn: Tensor, mask_bt: Tensor, clip: float | None) -> Tensor:

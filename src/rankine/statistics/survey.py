@@ -19,6 +19,8 @@ from rankine.statistics.fisher import Fisher, FisherSum, WeightFisher
 from rankine.statistics.moments import (
     InputMagnitude,
     InputMoment,
+    Lookups,
+    LookupSum,
     MagnitudeSum,
     Moment,
     MomentSum,
@@ -34,7 +36,7 @@ Progress = Callable[[int, int], None]
 Store = Callable[[str], Mapping[str, Tensor] | None]
 Keep = Callable[[str, Mapping[str, Tensor]], None]
 #: What sums an input's statistic.
-InputSum = type[MomentSum] | type[MagnitudeSum]
+InputSum = type[MomentSum] | type[MagnitudeSum] | type[LookupSum]
 #: Block index of the weights outside all blocks.
 OUTSIDE = -1
 
@@ -54,6 +56,11 @@ class Statistics:
     def magnitude(self, weight: Weight) -> Tensor:
         """(i,) mean absolute value of what the weight reads."""
         return self._found("in", weight.block, _magnitude_key(weight))["mean"]
+
+    def lookups(self, weight: Weight) -> Tensor:
+        """(vocabulary,) share of the lookups that each row of an embedding had."""
+        share_v = self._found("in", weight.block, _lookups_key(weight))["share"]
+        return torch.nn.functional.pad(share_v, (0, weight.shape[1] - len(share_v)))
 
     def gradient(self, weight: Weight, need: OutputGradient) -> Moment:
         """Moment of the gradient at what the weight writes: (o, o)."""
@@ -81,6 +88,10 @@ def _input_key(weight: Weight) -> str:
 
 def _magnitude_key(weight: Weight) -> str:
     return f"abs/{weight.reads}"
+
+
+def _lookups_key(weight: Weight) -> str:
+    return f"lookups/{weight.path}"
 
 
 def _gradient_key(weight: Weight, need: OutputGradient) -> str:
@@ -149,11 +160,12 @@ def _units(walk: Walk, needs: Mapping[str, frozenset[Need]]) -> list[Unit]:
     """One per block, in order; one more where weights outside the blocks are measured."""
     blocks = [(b.index, b.path, b.weights, _runner(walk, b)) for b in walk.anatomy.blocks]
     outside = tuple(w for w in walk.anatomy.outside if w.path in needs)
-    if table := next((w.path for w in outside if w.operator == "embedding"), None):
-        raise UserError(
-            f"expected linear weights to measure, found the embedding {table}: exclude it, or "
-            "choose a method that needs no data"
-        )
+    for weight in walk.anatomy.weights:
+        if weight.operator == "embedding" and needs.get(weight.path, frozenset()) - {Lookups()}:
+            raise UserError(
+                f"expected linear weights to measure, found the embedding {weight.path}: exclude "
+                "it, or choose a method that takes embeddings (svd, afm)"
+            )
     if outside:
         blocks.append((OUTSIDE, "", outside, blocks[0][3] if walk.whole else walk.tail))
     return [
@@ -184,6 +196,8 @@ def _reads(
             found[_input_key(weight)] = (weight.reads, MomentSum)
         if InputMagnitude() in asked:
             found[_magnitude_key(weight)] = (weight.reads, MagnitudeSum)
+        if Lookups() in asked and weight.operator == "embedding":
+            found[_lookups_key(weight)] = (weight.path, LookupSum)
     return found
 
 
@@ -220,7 +234,7 @@ def _forward(walk: Walk, unit: Unit, wanted: Unit) -> dict[str, Tensor]:
 
     def listen(key: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            sums[key].add(walk.rows(current, args[0].detach()))
+            sums[key].add(_rows(walk, current, module, args[0].detach()))
 
         return hook
 
@@ -237,6 +251,15 @@ def _forward(walk: Walk, unit: Unit, wanted: Unit) -> dict[str, Tensor]:
         for key, total in sums.items()
         for name, tensor in finite(total, paths[key], "activations").tensors().items()
     }
+
+
+def _rows(walk: Walk, index: int, module: nn.Module, x: Tensor) -> Tensor:
+    """What a module reads, by position; of an embedding the ids, without those that only pad."""
+    if not hasattr(module, "num_embeddings"):
+        return walk.rows(index, x)
+    ids_t1 = walk.rows(index, x.unsqueeze(-1))
+    padding = getattr(module, "padding_idx", None)
+    return ids_t1 if padding is None else ids_t1[ids_t1 != padding].unsqueeze(-1)
 
 
 class Measured(Protocol):

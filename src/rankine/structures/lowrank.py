@@ -40,6 +40,7 @@ class LowRank(Structure):
     - `pivoted`: PIFA's storage form: `down` holds `rank` rows of Ŵ, `up` the other rows'
       coefficients, `pivots` their places: rank² numbers fewer, the same matrix up to rounding.
     - `bias`: the module adds a bias even where the dense one had none (centred fits).
+    - `shift`: `down` adds one too, before the function.
     """
 
     kind: ClassVar[str] = "low_rank"
@@ -50,6 +51,7 @@ class LowRank(Structure):
     act: str | None = None
     pivoted: bool = False
     bias: bool = False
+    shift: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.rank, int) or isinstance(self.rank, bool) or self.rank < 1:
@@ -58,6 +60,10 @@ class LowRank(Structure):
             raise UserError(f'expected view "channel" or "table", found {self.view!r}')
         if self.act is not None and (not isinstance(self.act, str) or self.act not in ACTIVATIONS):
             raise UserError(f"expected act among {sorted(ACTIVATIONS)}, found {self.act!r}")
+        if self.shift and self.act is None:
+            raise UserError(
+                "a shift between the factors moves a function: expected act, found none"
+            )
         if self.pivoted and (self.act is not None or self.view == "table"):
             raise UserError("the pivoted form stores a linear layer without a function inside")
 
@@ -123,6 +129,7 @@ class LowRank(Structure):
         total = (r * (i + o) - (r * r if self.pivoted else 0)) * number
         total += r * PIVOT_DTYPE.itemsize * 8 if self.pivoted else 0
         total += o * number if self.bias else 0
+        total += r * number if self.shift else 0
         return math.prod(shape[:-2]) * total
 
     def curve(self, w: Tensor, metric: Metric, dtype: torch.dtype | None = None) -> list[Option]:
@@ -187,7 +194,7 @@ class LowRankLinear(nn.Module):
         super().__init__()
         self.structure = structure
         self.in_features, self.out_features = i, o
-        self.down = meta_linear(i, structure.rank, False, dtype)
+        self.down = meta_linear(i, structure.rank, structure.shift, dtype)
         self.up = meta_linear(structure.rank, o, bias, dtype)
         self.act = ACTIVATIONS[structure.act]() if structure.act else None
 
