@@ -3,33 +3,16 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+import command_line as shared
+from command_line import Ran
 from rankine import cli
-
-
-@dataclass(frozen=True)
-class Ran:
-    """What a command printed, and its exit code."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def sentence(self) -> str:
-        """The complaint: the last line on stderr, and the only one that is no progress."""
-        *before, last = self.err.strip().splitlines()
-        assert all(re.fullmatch(r".+: \d+ of \d+", line) for line in before), self.err
-        assert last.startswith("rankine: ")
-        return last.removeprefix("rankine: ")
 
 
 @pytest.fixture
@@ -65,47 +48,16 @@ def fresh() -> Callable[..., Ran]:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Path:
     """A random two-block Llama with a byte-level tokenizer, as a directory."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bpe = Tokenizer(models.BPE({c: n for n, c in enumerate([*alphabet, "<eos>"])}, []))
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=257,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=64,
-        bos_token_id=None,
-        eos_token_id=256,
-        pad_token_id=256,
-        dtype="float32",
-    )
-    place = tmp_path_factory.mktemp("models") / "tiny"
-    LlamaForCausalLM(config).save_pretrained(place)
-    PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<eos>").save_pretrained(place)
-    return place
+    return shared.write_tiny(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture(scope="session")
 def text(tmp_path_factory) -> Path:
     """Some kilobytes of text."""
-    file = tmp_path_factory.mktemp("text") / "text.txt"
-    lines = [f"def add_{n}(first, second): return first + {n} * second" for n in range(300)]
-    file.write_text("\n".join(lines), "utf-8")
-    return file
+    return shared.write_text(tmp_path_factory.mktemp("text") / "text.txt")
 
 
 @pytest.fixture(scope="session")
 def small(text) -> list[str]:
     """Options that keep a run small and offline."""
-    return [
-        *("--calibration", str(text), "--evaluation", str(text)),
-        *("--tokens", "4x32", "--eval-tokens", "200", "--threads", "1"),
-    ]
+    return shared.small_run(text)
