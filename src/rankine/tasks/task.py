@@ -200,7 +200,7 @@ def to_device(batch: Any, device: torch.device, dtype: torch.dtype | None = None
 
 @torch.no_grad()
 def own_figures(evaluate: Callable[[nn.Module], Any], model: nn.Module) -> dict[str, float]:
-    """What the user's `evaluate` says of a model. Raises UserError unless that is {name: number}."""
+    """What the user's `evaluate` says of a model; raises UserError unless it is {name: number}."""
     found = evaluate(model)
     try:
         return {str(name): float(value) for name, value in found.items()}
