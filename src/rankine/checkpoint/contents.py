@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rankine.budget import format_bytes
-from rankine.checkpoint.form import CONFIG, PATCH, headers, read_json, weight_files
+from rankine.checkpoint.form import CONFIG, PATCH, QUANT_METHOD, headers, read_json, weight_files
 from rankine.checkpoint.load import check_directory, directory_bytes, local_directory, read_plan
 from rankine.errors import UserError
 
@@ -82,14 +82,15 @@ def _architecture(directory: Path) -> str:
     if not (directory / CONFIG).is_file():
         return "a plain torch module"
     config = read_json(directory / CONFIG)
-    return (config.get("architectures") or [config.get("model_type", "unknown architecture")])[0]
+    named = config.get("architectures") or config.get("model_type", "unknown architecture")
+    return str(named[0] if isinstance(named, list) else named)
 
 
 def _format_version(directory: Path) -> str | None:
     if (directory / PATCH).is_file():
         return str(read_json(directory / PATCH)["format_version"])
     quantization = read_json(directory / CONFIG).get("quantization_config") or {}
-    ours = quantization.get("quant_method") == "rankine"
+    ours = isinstance(quantization, Mapping) and quantization.get("quant_method") == QUANT_METHOD
     return str(quantization["format_version"]) if ours else None
 
 

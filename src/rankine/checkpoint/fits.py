@@ -24,7 +24,7 @@ MOST_REPEATED = 100_000
 
 #: An architecture may have more tensors, and more numbers, than its file: what is tied is stored
 #: once, and a head that was not trained yet not at all.
-TENSORS = 8, 4096
+TENSORS = 8, 1024
 NUMBERS = 4, 1 << 24
 
 
