@@ -24,7 +24,6 @@ os.environ["TERMINAL_WIDTH"] = os.environ["COLUMNS"] = "88"
 os.environ["NO_COLOR"] = "1"
 
 import speed_page  # noqa: E402
-
 from rankine.method import Card, Method, Runtime, catalogue  # noqa: E402
 from rankine.recipe import Recipe  # noqa: E402
 

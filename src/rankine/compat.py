@@ -60,10 +60,14 @@ def forget_tied(model: Any, names: Iterable[str]) -> None:
             setattr(model, attribute, {k: v for k, v in dict(old).items() if k not in gone})
 
 
-def expert_banks(module: Any) -> tuple[str, ...]:
-    """Names of the (experts, outputs, inputs) parameters, first one first, of a module in which
-    transformers 5 stacks a layer's experts. Empty for any other module, and where experts are
-    stored transposed, interleaved, with biases or with norms of their own."""
+def expert_banks(module: Any) -> dict[str, str]:
+    """Bank → parameter, first one first, of a module in which transformers 5 stacks a layer's
+    experts as (experts, outputs, inputs). Empty for any other module, and where experts are
+    stored transposed, interleaved, with biases or with norms of their own.
+
+    A bank may not be called like the parameter: transformers splits and renames every tensor whose
+    name contains the parameter's when it saves.
+    """
     asked = {
         "is_transposed": False,
         "is_concatenated": True,
@@ -71,11 +75,13 @@ def expert_banks(module: Any) -> tuple[str, ...]:
         "has_post_expert_norm": False,
     }
     if any(getattr(module, name, wanted) is not wanted for name, wanted in asked.items()):
-        return ()
+        return {}
     if not (hasattr(module, "_apply_gate") and hasattr(module, "has_gate")):
-        return ()
-    names = ("gate_up_proj" if module.has_gate else "up_proj", "down_proj")
-    return tuple(n for n in names if getattr(module._parameters.get(n), "ndim", 0) == 3)
+        return {}
+    first = "gate_up" if module.has_gate else "up"
+    found = {f"{part}_bank": f"{part}_proj" for part in (first, "down")}
+    parameters = module._parameters
+    return {b: p for b, p in found.items() if getattr(parameters.get(p), "ndim", 0) == 3}
 
 
 def expert_gate(module: Any) -> Callable[[Any], Any]:
@@ -85,3 +91,18 @@ def expert_gate(module: Any) -> Callable[[Any], Any]:
     shell._parameters = {}
     gate: Callable[[Any], Any] = shell._apply_gate if module.has_gate else shell.act_fn
     return gate
+
+
+def as_loaded(model: Any, names: Iterable[str]) -> set[str]:
+    """Names in a file, and what transformers calls these tensors once it has loaded them (a Mixtral
+    on disk says `block_sparse_moe` where the model says `mlp`)."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming
+
+    found = set(names)
+    renamings = [r for r in get_model_conversion_mapping(model) if isinstance(r, WeightRenaming)]
+    for name in list(found):
+        for renaming in renamings:
+            name, _ = renaming.rename_source_key(name)
+        found.add(name)
+    return found

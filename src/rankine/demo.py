@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,21 @@ from rankine.engine.run import Progress
 from rankine.errors import UserError
 from rankine.pipeline import compress
 
-METHODS = ("svd", "svd_llm", "auto")
-SIZES = (0.8, 0.6)
-#: What two cores do within three minutes (`make claims` measures with intervals and seeds);
-#: `quick` shows that it works.
-SETTINGS = {"tokens": "48x512", "eval_tokens": 30_000}
-QUICK = {"tokens": "8x256", "eval_tokens": 4_000}
+
+@dataclass(frozen=True)
+class Extent:
+    """What is run, and on how much text."""
+
+    methods: tuple[str, ...]
+    sizes: tuple[float, ...]
+    tokens: str
+    eval_tokens: int
+
+
+#: What two cores do within three minutes (`make claims` measures with intervals and seeds).
+WHOLE = Extent(("svd", "svd_llm", "auto"), (0.8, 0.6), "48x512", 30_000)
+#: What shows within half a minute that it works.
+QUICK = Extent(("auto",), (0.6,), "8x256", 4_000)
 
 
 def demo(
@@ -27,7 +37,8 @@ def demo(
     force: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Compress `model` with every method at every size; returns the report of all runs.
+    """Compress `model` with every method at every size (`quick`: with one, at one); returns the
+    report of all runs.
 
     `output` gets one checkpoint per run, report.json and report.html. Raises UserError.
     """
@@ -36,10 +47,10 @@ def demo(
             f"expected a new output directory, found {output}: choose another one, or --force to "
             "write into it"
         )
-    settings: dict[str, Any] = {**(QUICK if quick else SETTINGS), "force": force}
+    extent = QUICK if quick else WHOLE
     reports: list[dict[str, Any]] = []
-    for keep in SIZES:
-        for method in METHODS:
+    for keep in extent.sizes:
+        for method in extent.methods:
             place = output / f"{method}-{keep:g}"
             before = record.before(reports[0]) if reports else None  # measured once
             made = compress(
@@ -49,7 +60,9 @@ def demo(
                 keep=keep,
                 progress=named(f"{method} {keep:g}", progress) if progress else None,
                 before=before,
-                **settings,
+                tokens=extent.tokens,
+                eval_tokens=extent.eval_tokens,
+                force=force,
             )
             reports.append(made.report)
     whole: dict[str, Any] = dict(report.combine(reports))

@@ -204,6 +204,11 @@ class Compressor(Method):
         return "dense"
 
     @property
+    def needs_loss(self) -> bool:
+        """Does it measure gradients, or probe the task's loss?"""
+        return "gradients" in self.card.needs
+
+    @property
     def refinement(self) -> Refine | None:
         """Training of each block after its solve; default: none."""
         return None
@@ -241,6 +246,20 @@ class Compressor(Method):
             bits = option.bits + bits_of_tied(target, option.structure, dtype)
             options.append(dataclasses.replace(option, bits=bits, by=self.name))
         return dense_bid(target, goal, dtype, options)
+
+    @property
+    def by_size(self) -> bool:
+        """Does the budget rule look at sizes alone? Then it decides before anything is measured,
+        and each target is solved as soon as its own block was: one walk, one decomposition."""
+        cls = type(self)
+        plain = cls.bid is Compressor.bid and cls.allocate is Compressor.allocate
+        return plain and isinstance(self.allocator, Uniform)
+
+    def sizes(self, target: Target, dtype: torch.dtype) -> Bid:
+        """`bid` for rules that are `by_size`."""
+        options = self.structure(target).sizes(target.shape, dtype)
+        named = [dataclasses.replace(option, by=self.name) for option in options]
+        return dense_bid(target, torch.empty(target.shape, device="meta"), dtype, named)
 
     def structure(self, target: Target) -> Structure:
         """The template for one target: of a table where an embedding stands (a centred fit may add

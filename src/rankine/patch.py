@@ -18,6 +18,7 @@ from rankine import structures
 from rankine.anatomy import Target
 from rankine.errors import UserError
 from rankine.metric import Metric
+from rankine.modules import module_at, put
 from rankine.structures.base import Parts, Structure, has_bias, matrix, weight_shape
 
 
@@ -135,25 +136,36 @@ class Patch:
             place = resolve(model, path, prefix)
             if place is None:
                 continue
-            replace_module(model, place, self.modules[path].module(model.get_submodule(place)))
+            replace_module(model, place, self.modules[path].module(module_at(model, place)))
             found.append(place)
         return found
 
     def apply(self, model: nn.Module) -> nn.Module:
-        """Swap and fill in place. Tensors the patch does not carry keep the model's own (a bias);
-        raises UserError when a module would be left without one of its tensors."""
+        """Swap and fill in place. Tensors the patch does not carry keep the model's own (a bias),
+        and so does a module that stands there already; raises UserError when a module would be
+        left without one of its tensors."""
+        new = replace(self, modules={p: s for p, s in self.modules.items() if self._new(model, p)})
         old = dict(model.state_dict(keep_vars=True))
-        devices = {path: _device(model, path) for path in self.modules}
-        self.swap(model)
-        for path in self.modules:
-            module = model.get_submodule(path)
-            self._fill(module, path, old, devices[path])
+        devices = {path: _device(model, path) for path in new.modules}
+        new.swap(model)
+        for path in new.modules:
+            new._fill(model.get_submodule(path), path, old, devices[path])
         for name, tensor in self.tensors.items():
             if not any(name.startswith(path + ".") for path in self.modules):
                 assign(model, name, tensor)
         self.tie(model)
         apply_config(model, self.config)
         return model
+
+    def _new(self, model: nn.Module, path: str) -> bool:
+        """Is there something to put at `path`: a tensor of its own, or another structure?"""
+        inner = tuple(f"{p}." for p in self.modules if p.startswith(path + "."))
+        below = (n for n in (*self.tensors, *self.tied) if n.startswith(path + "."))
+        if any(not name.startswith(inner) for name in below):
+            return True
+        place = resolve(model, path)
+        standing = None if place is None else model.get_submodule(place)
+        return getattr(standing, "structure", None) != self.modules[path]
 
     def _fill(
         self, module: nn.Module, path: str, old: Mapping[str, Tensor], device: torch.device
@@ -241,7 +253,7 @@ def resolve(model: nn.Module, path: str, prefix: str = "") -> str | None:
         candidates += [path.removeprefix(prefix + "."), f"{prefix}.{path}"]
     for candidate in candidates:
         try:
-            model.get_submodule(candidate)
+            module_at(model, candidate)
         except AttributeError:
             continue
         return candidate
@@ -250,10 +262,7 @@ def resolve(model: nn.Module, path: str, prefix: str = "") -> str | None:
 
 def replace_module(model: nn.Module, path: str, new: nn.Module) -> None:
     """Put `new` at `path`, keeping the training mode of what stood there."""
-    parent, _, leaf = path.rpartition(".")
-    owner = model.get_submodule(parent) if parent else model
-    new.train(getattr(owner, leaf).training)
-    setattr(owner, leaf, new)
+    put(model, path, new)
 
 
 def dense_patch(model: nn.Module, paths: list[str] | None = None) -> Patch:
@@ -287,15 +296,15 @@ def narrow(model: nn.Module, rows: Mapping[str, Tensor], columns: Mapping[str, T
     """
     patch = Patch()
     for path in {**rows, **columns}:
-        module = model.get_submodule(path)
+        module = module_at(model, path)
         w = matrix(module)
         bias = getattr(module, "bias", None)
         if path in rows:
-            w = w[rows[path]]
+            w = w[..., rows[path], :]
             bias = bias[rows[path]] if bias is not None else None
         if path in columns:
-            w = w[:, columns[path]]
-        dense = _dense_like(module, (w.shape[0], w.shape[1]))
+            w = w[..., columns[path]]
+        dense = _dense_like(module, (w.shape[-2], w.shape[-1]))
         weight = dense.encode(w.detach(), Metric())["weight"].clone().contiguous()
         patch |= Patch.of(path, dense, {"weight": weight}, bias)
     return patch
@@ -306,12 +315,23 @@ def _dense_like(module: nn.Module, shape: tuple[int, int] | None = None) -> stru
     return structures.Dense(shape, "table" if table else "channel")
 
 
+def standing(model: nn.Module) -> Patch:
+    """What the modules of a model say they are (no tensors); the terms of a sum go with it."""
+    found = {
+        path: structure
+        for path, module in model.named_modules()
+        if isinstance(structure := getattr(module, "structure", None), Structure)
+    }
+    inner = {p for p in found for other in found if p.startswith(other + ".")}
+    return Patch({path: s for path, s in found.items() if path not in inner})
+
+
 def stored_bits(model: nn.Module, *paths: str) -> int:
     """Bits of the tensors below modules, shared ones once, without biases that the dense layers
     had too."""
     found: dict[int, Tensor] = {}
     for path in paths:
-        module = model.get_submodule(path)
+        module = module_at(model, path)
         structure = getattr(module, "structure", None)
         skip = "" if structure is None else structure.bias_name
         adds_bias = bool(getattr(structure, "bias", False))
@@ -369,7 +389,7 @@ def _alike(a: Tensor, b: Tensor) -> bool:
 
 def _device(model: nn.Module, path: str) -> torch.device:
     try:
-        tensor = next(model.get_submodule(path).parameters(), None)
+        tensor = next(module_at(model, path).parameters(), None)
     except AttributeError:
         tensor = None
     return tensor.device if tensor is not None else torch.device("cpu")

@@ -15,13 +15,18 @@ from torch import nn
 from rankine import checkpoint, report
 from rankine.anatomy import describe
 from rankine.engine import check, record
+from rankine.engine.accept import accept, check_conditions
+from rankine.engine.at_once import solve_at_once, solves_at_once
+from rankine.engine.given import check_data, is_text, task_of
 from rankine.engine.learn import chain_teacher, learn
 from rankine.engine.parts import seen_by, stage_targets
 from rankine.engine.plan import Plan, driven, fixed_bytes, make_plan
-from rankine.engine.run import Progress, Run, language_task, open_run, quiet
+from rankine.engine.run import Progress, Run, open_run, quiet
 from rankine.engine.search import smallest_that_holds
 from rankine.engine.solve import solve
-from rankine.engine.stage import Stage, allocate, measure, offer
+from rankine.engine.stage import Stage, allocate, measure, offer, offer_sizes
+from rankine.errors import UserError
+from rankine.limits import allowing_pickles
 from rankine.method import Learning
 from rankine.patch import Patch
 from rankine.recipe import Recipe
@@ -51,17 +56,21 @@ def compress(
     progress: Progress | None = None,
     task: Task | None = None,
     tokenizer: Any = None,
-    evaluate: bool = True,
     before: Mapping[str, Any] | None = None,
     **fields: Any,
 ) -> Result:
     """Make a model smaller.
 
-    `model` is a hub id, a directory, "embedded", or any `nn.Module` (compressed in place; `task`
-    says how to run it, or `tokenizer` makes it a language model). `fields` are the recipe's.
+    `model` is a hub id, a directory, "embedded", "package.module:factory", or any `nn.Module`,
+    compressed in place. `fields` are the recipe's; of a module of your own say how to run it:
+    `calibration` (an iterable of batches), `forward(model, batch)`, `loss(outputs, batch)` with
+    one value per example where a method needs gradients, `evaluate(model)` with your figures. A
+    whole `task` takes their place, and `tokenizer` makes a module a language model.
     `evaluate=False` measures nothing but sizes; `before` is the dense model's and the baselines'
-    part of an earlier report, so that they are not measured twice. Raises UserError with one
-    sentence.
+    part of an earlier report, so that they are not measured twice.
+
+    Raises UserError with one sentence; its kind BudgetError where no sizes fit, AcceptanceError
+    where the result does not hold what `accept` asks.
     """
     recipe = complete(recipe, model, fields)
     if recipe.max_loss is not None:
@@ -69,18 +78,32 @@ def compress(
     place = Path(output) if output is not None else None
     if place is not None:
         checkpoint.check_output(place, recipe.force)
-    with open_run(recipe, model, task, tokenizer, progress or quiet, place) as run:
-        plan = make_plan(recipe, run.model, run.anatomy, run.info.spec)
-        known = before or (record.measure_before(run) if evaluate else {})
+    with (
+        allowing_pickles(recipe.allow_pickle),
+        open_run(recipe, model, task, tokenizer, progress or quiet, place) as run,
+    ):
+        if run.streamed and place is None:
+            raise UserError(
+                f"expected an output directory, as {run.info.spec} does not fit into memory: give "
+                "one, or more --memory"
+            )
+        check_data(run.task, [driven(stage.method, stage.set) for stage in recipe.chain()])
+        plan = make_plan(recipe, run.model, run.anatomy, run.info.spec, run.task)
+        known = before or (record.measure_before(run) if recipe.evaluate is not False else {})
+        check_conditions(recipe, next(iter(known.get("rows", ())), None))
         numbers = range(len(recipe.chain()))
         stages = [stage for number in numbers if (stage := run_stage(run, number)) is not None]
-        run.patch.apply(run.model)
+        if not run.streamed:
+            run.patch.apply(run.model)
+        checkpoint.remember(run.model, run.patch)
         data = record.begin(run, plan, stages, known)
         if place is not None:
-            save(run, place, data, stages, evaluate)
-        elif evaluate:
+            save(run, place, data, stages)
+        elif recipe.evaluate is not False:
             record.measure_after(run, run.model, data)
-        return Result(run.model, run.patch, data, place, stages)
+            accept(recipe, data, None)
+        result = run.model if place is None or not run.streamed else check.reopened(place, run)
+        return Result(result, run.patch, data, place, stages)
 
 
 def run_stage(run: Run, number: int) -> Stage | None:
@@ -95,30 +118,39 @@ def run_stage(run: Run, number: int) -> Stage | None:
     targets = stage_targets(method, run.anatomy, run.recipe)
     stage = Stage(run, method, number, targets)
     run.targeted = run.targeted or stage.weights
+    fixed = fixed_bytes(run.work, targets, method, run.store_dtype)
+    at_once = solves_at_once(stage)
     with timed(run, "survey"):
-        measure(stage)
+        if not at_once:
+            measure(stage)
     with timed(run, "allocate"):
-        offer(stage)
-        fixed = fixed_bytes(run.work, targets, method, run.store_dtype)
+        (offer_sizes if at_once else offer)(stage)
         stage.choices = allocate(stage, run.recipe.budget(asked), fixed)
     with timed(run, "solve"):
-        run.patch = run.patch | solve(stage, stage.choices)
+        run.patch |= solve_at_once(stage) if at_once else solve(stage, stage.choices)
     return stage
 
 
-def save(
-    run: Run, place: Path, data: dict[str, Any], stages: Sequence[Stage], evaluate: bool
-) -> None:
+def save(run: Run, place: Path, data: dict[str, Any], stages: Sequence[Stage]) -> None:
     """Written beside, reopened as a user will, checked and measured there, then renamed."""
+    evaluate = run.recipe.evaluate is not False
     with checkpoint.written_beside(place, run.recipe.force) as beside, timed(run, "check"):
-        checkpoint.write(run.model, beside, run.patch, run.tokenizer, run.info.directory)
+        checkpoint.write(
+            run.model,
+            beside,
+            run.patch,
+            run.tokenizer,
+            run.info.directory,
+            weights=run.weights,
+        )
         saved = check.reopened(beside, run)
         check.check_bits(saved, run.patch, stages[-1].choices if len(stages) == 1 else {})
         check.check_outputs(saved, run)
         if evaluate:
             record.measure_after(run, saved, data, beside)
+            accept(run.recipe, data, place)
         record.write(data, beside)
-        if hasattr(run.model, "config"):
+        if checkpoint.is_pretrained(run.model):
             cost = report.cost(data) if evaluate else ""
             checkpoint.write_card(run.model, beside, run.info.directory, cost, bool(run.patch))
     run.forget()
@@ -128,14 +160,22 @@ def plan(
     model: str | nn.Module | None = None, *, recipe: Recipe | None = None, **fields: Any
 ) -> Plan:
     """The dry run: what would come out, before any work. A model given by name is read without
-    its weights; the calibration text is checked."""
+    its weights (one of your own is built); the calibration data is checked."""
     recipe = complete(recipe, model, fields)
+    methods = [driven(stage.method, stage.set) for stage in recipe.chain()]
     if isinstance(model, nn.Module):
-        return make_plan(recipe, model, describe(model), type(model).__name__)
-    planned, tokenizer, info = checkpoint.open_meta(recipe.model, recipe.dtype)
-    if any(driven(s.method, s.set).card.needs for s in recipe.chain()):
-        language_task(recipe, planned, tokenizer).windows("calibration")
-    return make_plan(recipe, planned, describe(planned), info.spec)
+        task = None if is_text(recipe.calibration) else task_of(recipe, model, None)
+        return make_plan(recipe, model, describe(model), type(model).__name__, task)
+    if recipe.into is not None or checkpoint.is_own(recipe.model):  # no meta twin of such a one
+        planned, tokenizer, info = checkpoint.open_given(recipe.model, recipe.into)
+    else:
+        with allowing_pickles(recipe.allow_pickle):
+            planned, tokenizer, info = checkpoint.open_meta(recipe.model, recipe.dtype)
+    task = task_of(recipe, planned, tokenizer)
+    if any(method.card.needs for method in methods):
+        check_data(task, methods)
+        task.fingerprint("calibration")  # reads the data: a mistake in it shows now
+    return make_plan(recipe, planned, describe(planned), info.spec, task)
 
 
 def compare(
@@ -171,7 +211,7 @@ def complete(
 ) -> Recipe:
     """The recipe with keywords on top; a model given by name is part of it."""
     named = {"model": model} if isinstance(model, str) else {}
-    base = recipe.model_dump(exclude_unset=True) if recipe is not None else {}
+    base = recipe.given() if recipe is not None else {}
     return Recipe.of(**{**base, **named, **fields})
 
 

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import operator
+import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    ValidationInfo,
+)
 
+from rankine import own
 from rankine.budget import Budget
 from rankine.errors import UserError, suggest
 from rankine.limits import YAML_BYTES, parse_yaml, read_text
@@ -17,7 +29,68 @@ def _as_tuple(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
-Globs = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+Texts = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+
+
+def _data(value: Any, info: ValidationInfo) -> Any:
+    """A name stays a name; batches that can be read only once are kept."""
+    if isinstance(value, str | Path):
+        return own.readable(str(value), str(info.field_name))
+    if callable(value):
+        return value
+    found = own.iterable(value, str(info.field_name))
+    return list(found) if isinstance(found, Iterator) else found
+
+
+def _code(value: Any, info: ValidationInfo) -> Any:
+    field = str(info.field_name)
+    return value if own.is_name(value) else own.function(value, field)
+
+
+def _metrics(value: Any, info: ValidationInfo) -> Any:
+    words = {"no": False, "false": False, "yes": True, "true": True}
+    plain = words.get(value.strip().lower(), value) if isinstance(value, str) else value
+    return plain if isinstance(plain, bool) else _code(plain, info)
+
+
+_Marked = PlainSerializer(own.shown, when_used="json")
+#: A text source or batches; a function: objects of the user's, or their `package.module:name`.
+Data = Annotated[Any, BeforeValidator(_data), _Marked]
+Code = Annotated[Any, BeforeValidator(_code), _Marked]
+Metrics = Annotated[Any, BeforeValidator(_metrics), _Marked]
+
+
+class Condition(NamedTuple):
+    """`name` `sign` `bound`, such as auc >= 0.8: what a measured figure must hold."""
+
+    name: str
+    sign: str
+    bound: float
+
+    @classmethod
+    def parse(cls, text: str) -> Condition:
+        """Raises UserError on anything else."""
+        found = re.fullmatch(r"\s*(\w[\w.@/ -]*?)\s*(>=|<=|>|<)\s*(\S+)\s*", text)
+        try:
+            if found is not None:
+                return cls(found[1], found[2], float(found[3]))
+        except ValueError:
+            pass
+        raise UserError(
+            f'expected accept as a figure and its bound, such as auc>=0.80, found "{text}"'
+        )
+
+    def holds(self, value: float) -> bool:
+        """NaN holds nothing."""
+        signs = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
+        return bool(signs[self.sign](value, self.bound))
+
+
+def _conditions(value: Any) -> Any:
+    value = _as_tuple(value)
+    for text in value if isinstance(value, list | tuple) else ():
+        Condition.parse(str(text))
+    return value
 
 
 class Stage(BaseModel):
@@ -37,7 +110,12 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: str = Field("embedded", description="hub id, local directory or `embedded`")
+    model: str = Field(
+        "embedded", description="hub id, local directory, `embedded` or package.module:factory"
+    )
+    into: Code = Field(
+        None, description="package.module:factory of the architecture that a plain MODEL needs"
+    )
     method: str = Field("auto", description="a method of the catalogue (`rankine methods`)")
     keep: float | None = Field(None, description="stored bits of the targeted weights / 16 each")
     size: int | str | None = Field(None, description='whole checkpoint on disk, "4GB" or bytes')
@@ -48,8 +126,24 @@ class Recipe(BaseModel):
         description="the smallest model that holds this: 1.02x (perplexity) or 0.05 (nats)",
         pattern=r"^\s*[0-9]*\.?[0-9]+(e-?[0-9]+)?\s*x?\s*$",
     )
-    calibration: str = Field("embedded", description="file, hub data set or `embedded`")
-    evaluation: str = Field("embedded", description="file, hub data set or `embedded`")
+    calibration: Data = Field(
+        "embedded", description="file, hub data set, `embedded` or package.module:batches"
+    )
+    evaluation: Data = Field(
+        "embedded", description="file, hub data set, `embedded` or package.module:batches"
+    )
+    forward: Code = Field(
+        None, description="package.module:name of f(model, batch), for batches of your own"
+    )
+    loss: Code = Field(
+        None, description="package.module:name of f(outputs, batch), one loss per example"
+    )
+    evaluate: Metrics = Field(
+        True, description="package.module:name of f(model) with your figures; no: sizes only"
+    )
+    accept: Annotated[Texts, BeforeValidator(_conditions)] = Field(
+        (), description="what the result must hold, such as auc>=0.80; else exit code 3"
+    )
     tokens: str = Field(
         "128x2048",
         description="calibration sequences x length, such as 128x2048",
@@ -61,10 +155,15 @@ class Recipe(BaseModel):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         "auto", description="of the stored weights: auto, bfloat16, float16, float32"
     )
+    memory: str | None = Field(
+        None,
+        description='what a run may use, "4GB" (default: most of what is free); a larger model '
+        "stays on the disk",
+    )
     threads: int | None = Field(None, description="CPU threads (default: all cores)", ge=1)
     seed: int = Field(0, description="of the calibration sample and everything random")
-    include: Globs = Field((), description="globs of module paths to compress")
-    exclude: Globs = Field((), description="globs of module paths to leave alone")
+    include: Texts = Field((), description="globs of module paths to compress")
+    exclude: Texts = Field((), description="globs of module paths to leave alone")
     fast: bool = Field(False, description="leave dense what would be smaller but not faster here")
     fused: bool = Field(
         False, description="count on decoding through `rankine.load(DIR, fused=True)`"
@@ -72,6 +171,9 @@ class Recipe(BaseModel):
     work: str | None = Field(None, description="work directory (resumes there)")
     fresh: bool = Field(False, description="start over in the work directory")
     force: bool = Field(False, description="replace an existing output")
+    allow_pickle: bool = Field(
+        False, description="read weights in pickles (.bin, .pt): their tensors, no code"
+    )
     set: dict[str, Any] = Field(default_factory=dict, description="knobs of the method")
     stages: tuple[Stage, ...] = Field((), description="a chain of methods instead of one")
 
@@ -103,6 +205,14 @@ class Recipe(BaseModel):
             raise UserError(f"expected names of fields in {path}, found {strange[0]!r:.40}")
         return cls.of(**{**data, **overrides})
 
+    def given(self, *without: str) -> dict[str, Any]:
+        """The fields that were given, as they were given."""
+        return {n: getattr(self, n) for n in self.model_fields_set if n not in without}
+
+    def conditions(self) -> list[Condition]:
+        """`accept`, read."""
+        return [Condition.parse(text) for text in self.accept]
+
     def write(self, path: str | Path) -> None:
         """To YAML; fields at their default are left out."""
         data = self.model_dump(mode="json", exclude_defaults=True)
@@ -125,6 +235,8 @@ class Recipe(BaseModel):
         return Budget.parse(keep=stage.keep, size=stage.size, bits=stage.bits, paper_ratio=ratio)
 
     def decides(self) -> dict[str, Any]:
-        """The fields that change the result: what the journal's fingerprint covers."""
-        places = {"work", "fresh", "force", "threads", "evaluation", "eval_tokens"}
-        return self.model_dump(mode="json", exclude=places)
+        """The fields that change the result: what the journal's fingerprint covers. Functions are
+        known there by what they do, not by what they are called."""
+        places = {"work", "fresh", "force", "threads", "memory", "allow_pickle"}
+        figures = {"evaluation", "eval_tokens", "evaluate", "accept"}
+        return self.model_dump(mode="json", exclude=places | figures | {"forward", "loss"})

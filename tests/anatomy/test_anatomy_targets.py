@@ -94,7 +94,7 @@ def test_stacked_experts_are_chosen_by_those_who_take_them(tiny):
     assert {t.weights[0].role for t in weight_targets(described)} == {"q", "k", "v", "o"}
     both = weight_targets(described, banks=True)
     assert [t.id for t in both] == [w.path for w in described.linears]
-    bank = described.weight("model.layers.0.mlp.experts.down_proj")
+    bank = described.weight("model.layers.0.mlp.experts.down_bank")
     assert (bank.operator, bank.copies, bank.shape) == ("bank", 4, (32, 48))
     assert Target((bank,)).size == 4 * 32 * 48
     with pytest.raises(UserError, match="stacked experts"):

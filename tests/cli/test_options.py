@@ -12,10 +12,12 @@ from rankine.errors import UserError
 from rankine.recipe import Recipe
 
 #: What a command adds that decides nothing about the result.
-OWN = {"recipe", "output", "json"}
+OWN = {"recipe", "output", "json", "named_model"}
 #: A value that differs from each field's default, as typed and as the recipe holds it.
 TYPED = {
     "model": ("dir", "dir"),
+    "into": ("my.nets:build", "my.nets:build"),
+    "allow_pickle": (True, True),
     "method": ("svd", "svd"),
     "keep": ("0.5", 0.5),
     "size": ("4GB", "4GB"),
@@ -24,6 +26,10 @@ TYPED = {
     "max_loss": ("1.02x", "1.02x"),
     "calibration": ("a.txt", "a.txt"),
     "evaluation": ("b.txt", "b.txt"),
+    "forward": ("nets:forward", "nets:forward"),
+    "loss": ("nets:loss", "nets:loss"),
+    "evaluate": ("nets:metrics", "nets:metrics"),
+    "accept": ("auc>=0.8", ("auc>=0.8",)),
     "tokens": ("8x64", "8x64"),
     "eval_tokens": ("100", 100),
     "text_column": ("body", "body"),
@@ -91,6 +97,23 @@ def test_option_keyword_and_field_give_the_same_recipe(name):
     assert getattr(made, name) == held
 
 
+def test_the_model_may_be_an_option():
+    assert recipe_of(["--model", "nets:build", "--keep", "0.9"]).model == "nets:build"
+    with pytest.raises(UserError, match="name it once"):
+        recipe_of(["a", "--model", "b", "--keep", "0.9"])
+
+
+@pytest.mark.parametrize(("typed", "held"), [("no", False), ("yes", True), ("m:f", "m:f")])
+def test_evaluate_is_a_function_or_a_word(typed, held):
+    assert recipe_of(["--evaluate", typed, "--keep", "0.9"]).evaluate == held
+
+
+def test_several_conditions():
+    arguments = ["--accept", "auc >= 0.8", "--accept", "loss<1e-1", "--keep", "0.9"]
+    found = [tuple(c) for c in recipe_of(arguments).conditions()]
+    assert found == [("auc", ">=", 0.8), ("loss", "<", 0.1)]
+
+
 def test_keywords_of_compress_are_the_fields():
     kinds = inspect.signature(rankine.compress).parameters
     assert set(kinds) & set(Recipe.model_fields) == {"model"}, "a second place for a field"
@@ -119,7 +142,7 @@ def test_options_of_every_verb_are_keywords_in_python(verb, function):
     places = {"where": "model", "directory": "model"}
     options_ = {places.get(p.name, p.name) for p in command_of(verb).params}
     keywords = {places.get(name, name) for name in keywords}
-    assert options_ - keywords <= {"help", "json", "recipe", "threads"}
+    assert options_ - keywords <= {"help", "json", "recipe", "threads", "named_model"}
 
 
 def test_a_recipe_file_underlies_the_options(tmp_path):

@@ -19,7 +19,7 @@ from rankine.report.maps import maps, shares
 from rankine.report.palette import COLOURS, twins
 from rankine.report.schema import parse
 from rankine.report.spectra import spectrum
-from rankine.report.tradeoff import points_of, tradeoff
+from rankine.report.tradeoff import LOSS, points_of, quality_of, tradeoff
 
 ATTACK = "</script><script>document.title='taken'</script><img src=x onerror=alert(1)>\"'"
 
@@ -215,6 +215,26 @@ def test_a_broken_result_does_not_squeeze_the_others():
     assert points[-1].y == pytest.approx(8 * 8.12)
     assert points[-1].label == "svd 0.4: 1.2e+07 ↑"
     assert not any(point.over for point in points[:-1])
+
+
+def test_the_curve_of_a_figure_of_ones_own():
+    """Without a perplexity the loss is drawn, else the first figure; its name is never a label."""
+    name = "<i>$auc$</i>"
+    rows = [
+        {"name": f"r{n}", "kind": kind, "bytes": size, "metrics": {name: value}}
+        for n, (kind, size, value) in enumerate([("dense", 100, 0.9), ("result", 50, -0.1)])
+    ]
+    assert quality_of(rows).name == name
+    _, points = points_of(rows, quality_of(rows))
+    assert [point.y for point in points] == [0.9, -0.1]
+    assert name not in json.dumps(tradeoff(rows, 960, 420))
+    page = Reader(report.html({"schema": "1.1", "model": {}, "rows": rows}))
+    assert page.text.count(name) >= 3
+    assert "perplexity" not in page.text
+    for row, loss in zip(rows, (0.1, 1.2)):
+        row["loss"] = loss
+    assert quality_of(rows) is LOSS
+    assert points_of(rows, LOSS)[1][-1].over
 
 
 @pytest.mark.parametrize(("low", "high"), [(7, 25), (8.1, 8.5), (1e-4, 1.4), (5, 4e6), (99, 101)])

@@ -104,6 +104,43 @@ def test_columns_nobody_measured_are_left_out():
     assert report.plain_table([]) == "model  on disk  perplexity"
 
 
+def own_rows(name="auc", **more):
+    """Of a model of the user's own: no perplexity, figures by name."""
+    return [
+        {"name": "dense", "kind": "dense", "bytes": 100, "metrics": {name: 0.91234}, **more},
+        {"name": "svd", "kind": "result", "bytes": 50, "metrics": {name: 0.87, "other": 1e-7}},
+    ]
+
+
+def test_figures_of_the_users_own_have_columns():
+    assert report.plain_table(own_rows()).splitlines() == [
+        "model  on disk     auc  other",
+        "dense    100 B  0.9123      –",
+        "svd       50 B    0.87  1e-07",
+    ]
+    both = [{"name": "svd", "bytes": 1, "perplexity": 9.0, "metrics": {"auc": 0.5}}]
+    assert report.plain_table(both).splitlines()[0].split()[-2:] == ["perplexity", "auc"]
+    loss = [{"name": "svd", "bytes": 1, "loss": 0.25}]
+    assert report.plain_table(loss).splitlines()[0] == "model  on disk  loss"
+    said = verdict(parse({"schema": "1.1", "model": {}, "rows": own_rows()}))
+    assert said[-1] == "Measured auc 0.9123 → 0.87, other 1e-07."
+
+
+def test_names_of_figures_are_text():
+    attack = "<b>|\x1b[31m"
+    assert "\x1b" not in report.plain_table(own_rows(attack))
+    head = markdown_table(own_rows(attack)).splitlines()[0]
+    assert "<b>" not in head
+    assert head.count("|") - head.count("\\|") == 5
+
+
+@pytest.mark.parametrize("bad", [None, [], "many", {"auc": None}, {"auc": "high"}, {1: 0.5}])
+def test_strange_metrics_do_not_stop_the_table(bad):
+    rows = [*own_rows(), {"name": "other", "bytes": 1, "metrics": bad}]
+    assert len(report.plain_table(rows).splitlines()) == 4
+    assert set(report.figures(rows[-1])) <= {"bytes", "1"}
+
+
 def test_ratio_to_dense_is_derived_where_it_is_not_given():
     rows = [
         {"name": "dense", "kind": "dense", "tokens_per_second": 100.0},

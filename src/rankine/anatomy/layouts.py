@@ -158,8 +158,8 @@ MIXTRAL = replace(
     steps=(
         QKV,
         {"o": "self_attn.o_proj"},
-        {"gate_up": "mlp.experts.gate_up_proj"},
-        {"down": "mlp.experts.down_proj"},
+        {"gate_up": "mlp.experts.gate_up_bank"},
+        {"down": "mlp.experts.down_bank"},
     ),
 )
 

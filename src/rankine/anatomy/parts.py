@@ -13,7 +13,7 @@ class Weight:
     """One matrix that a method may replace: y = x Wᵀ (an embedding is a map on one-hot ids).
 
     - `path`: the module that owns it, such as "model.layers.0.self_attn.q_proj"; of a bank that
-      is still a plain parameter, the parameter's name.
+      is still a plain parameter, the path that a module in its place will have.
     - `role`: q k v o gate up down qkv gate_up embedding head linear; "cross_" and "shared_" before
       those of cross attention and of a shared expert.
     - `block`: index of its block, -1 outside.

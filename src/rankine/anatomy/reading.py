@@ -136,8 +136,8 @@ def _leaves(module: nn.Module, path: str, seen: set[int]) -> Iterator[tuple[str,
         if _is_weight(child) or _is_structured(child):
             yield below, child
         else:
-            for bank in compat.expert_banks(child):  # parameters, until something replaces them
-                yield join(below, bank), Bank(child.get_parameter(bank))
+            for bank, name in compat.expert_banks(child).items():  # parameters so far
+                yield join(below, bank), Bank(child.get_parameter(name))
             yield from _leaves(child, below, seen)
 
 

@@ -5,21 +5,29 @@ itself is only half imported (see `rankine._register`).
 """
 
 from rankine.checkpoint.beside import check_output, written_beside
+from rankine.checkpoint.given import built, is_own, open_given, skeleton
 from rankine.checkpoint.journal import Journal
 from rankine.checkpoint.load import ModelInfo, directory_bytes, load, open_model
-from rankine.checkpoint.meta import open_meta
-from rankine.checkpoint.save import patch_of, save, write, write_card
+from rankine.checkpoint.meta import open_meta, open_streamed
+from rankine.checkpoint.save import is_pretrained, patch_of, remember, save, write, write_card
 
 __all__ = [
     "Journal",
     "ModelInfo",
+    "built",
     "check_output",
     "directory_bytes",
+    "is_own",
+    "is_pretrained",
     "load",
+    "open_given",
     "open_meta",
     "open_model",
+    "open_streamed",
     "patch_of",
+    "remember",
     "save",
+    "skeleton",
     "write",
     "write_card",
     "written_beside",

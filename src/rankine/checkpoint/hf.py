@@ -139,7 +139,8 @@ def _place(model: nn.Module, name: str, prefix: str) -> str | None:
 def check_names(model: nn.Module, patch: Patch, prefix: str, files: Iterable[str]) -> None:
     """Every tensor of a patched module must stand in the files: transformers would only warn and
     initialise it at random. Raises UserError naming the first one that does not."""
-    names = {spelling for f in files for n in tensor_names(f) for spelling in _spellings(n, prefix)}
+    stored = compat.as_loaded(model, {name for file in files for name in tensor_names(file)})
+    names = {spelling for name in stored for spelling in _spellings(name, prefix)}
     tied = {*patch.tied, *tied_in(model, patch, prefix)}
     for path in patch.modules:
         place = resolve(model, path, prefix)

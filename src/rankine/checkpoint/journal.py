@@ -8,16 +8,19 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load_file
 from torch import Tensor
 
+from rankine.checkpoint.beside import disk_errors
 from rankine.checkpoint.form import read_json
+from rankine.checkpoint.shards import Spec, write_file
 from rankine.errors import UserError
 from rankine.patch import Patch
 
@@ -57,13 +60,15 @@ class Journal:
         is_new = not path.exists() or not any(path.iterdir())
         if not is_new and not (path / HEAD).is_file() and not (path / LOCK).is_file():
             raise UserError(f"expected a work directory of rankine, found something else in {path}")
-        path.mkdir(parents=True, exist_ok=True)
-        lock = _lock(path)
+        with disk_errors(path):
+            path.mkdir(parents=True, exist_ok=True)
+            lock = _lock(path)
         try:
             if fresh:
                 shutil.rmtree(path / ENTRIES, ignore_errors=True)
                 (path / HEAD).unlink(missing_ok=True)
-            _check_head(path, fingerprint)
+            with disk_errors(path):
+                _check_head(path, fingerprint)
         except BaseException:
             lock.close()
             raise
@@ -78,13 +83,13 @@ class Journal:
         tensors_file, meta_file = self._files(stage, unit)
         try:
             entry = json.loads(meta_file.read_text(encoding="utf-8"))
-            data = tensors_file.read_bytes()
             whole = (entry["stage"], entry["unit"], entry["journal"]) == (stage, unit, self.digest)
-            if not whole or hashlib.sha256(data).hexdigest() != entry["sha256"]:
+            if not whole or digest(entry["meta"]) != entry["meta_sha256"]:
                 return None
-            if digest(entry["meta"]) != entry["meta_sha256"]:
-                return None
-            return load(data), entry["meta"]
+            with tensors_file.open("rb") as f:
+                if hashlib.file_digest(f, "sha256").hexdigest() != entry["sha256"]:
+                    return None
+            return load_file(tensors_file), entry["meta"]
         except (OSError, ValueError, KeyError, TypeError, SafetensorError):
             return None
 
@@ -97,20 +102,22 @@ class Journal:
     ) -> None:
         """Write an entry (replacing one of the same name); `meta` is JSON."""
         tensors_file, meta_file = self._files(stage, unit)
-        tensors_file.parent.mkdir(parents=True, exist_ok=True)
-        data = save({k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()})
+        specs = [Spec.of(name, tensor) for name, tensor in tensors.items()]
         meta = dict(meta or {})
-        entry = {
-            "stage": stage,
-            "unit": unit,
-            "journal": self.digest,
-            "sha256": hashlib.sha256(data).hexdigest(),
-            "meta": meta,
-            "meta_sha256": digest(meta),
-        }
-        meta_file.unlink(missing_ok=True)
-        _write(tensors_file, data)
-        _write(meta_file, json.dumps(entry, sort_keys=True).encode())
+        with disk_errors(self.path):
+            tensors_file.parent.mkdir(parents=True, exist_ok=True)
+            meta_file.unlink(missing_ok=True)
+            with _beside(tensors_file) as file:
+                written = write_file(file, specs, tensors.__getitem__)
+            entry = {
+                "stage": stage,
+                "unit": unit,
+                "journal": self.digest,
+                "sha256": written,
+                "meta": meta,
+                "meta_sha256": digest(meta),
+            }
+            _write(meta_file, json.dumps(entry, sort_keys=True).encode())
 
     def get_patch(self, stage: str, unit: str) -> Patch | None:
         """A patch that `put_patch` wrote."""
@@ -120,6 +127,10 @@ class Journal:
     def put_patch(self, stage: str, unit: str, patch: Patch) -> None:
         """Write a patch: its plan as meta, its tensors beside."""
         self.put(stage, unit, patch.tensors, {"patch": patch.to_json()})
+
+    def file(self, stage: str, unit: str) -> Path:
+        """Where the tensors of an entry lie."""
+        return self._files(stage, unit)[0]
 
     def close(self) -> None:
         """Let others open the directory."""
@@ -148,12 +159,22 @@ def _plain(name: str) -> str:
 
 
 def _write(file: Path, data: bytes) -> None:
-    beside = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    with open(beside, "wb") as f:
+    with _beside(file) as beside, open(beside, "wb") as f:
         f.write(data)
         f.flush()
         os.fsync(f.fileno())
-    beside.replace(file)
+
+
+@contextmanager
+def _beside(file: Path) -> Iterator[Path]:
+    """A name to write to; the file then takes its place."""
+    beside = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    try:
+        yield beside
+        beside.replace(file)
+    except BaseException:
+        beside.unlink(missing_ok=True)  # on a full disk every byte counts
+        raise
 
 
 def _lock(path: Path) -> IO[str]:

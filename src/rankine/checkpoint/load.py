@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from rankine import structures
 from rankine.checkpoint.fits import check_counts, check_fits, check_lengths, unbuildable
 from rankine.checkpoint.form import (
     CONFIG,
@@ -23,7 +25,10 @@ from rankine.checkpoint.form import (
     read_json,
     weight_files,
 )
+from rankine.checkpoint.pickled import without_pickles
 from rankine.errors import UserError
+from rankine.kernels.fused import missing
+from rankine.limits import allowing_pickles
 from rankine.patch import Patch, assign
 from rankine.structures.base import check_module
 
@@ -46,25 +51,44 @@ class ModelInfo:
         return self.spec.rstrip("/").rpartition("/")[2] or self.spec
 
 
-def load(where: str | Path, *, into: nn.Module | None = None, **kwargs: Any) -> Any:
+def load(
+    where: str | Path,
+    *,
+    into: nn.Module | None = None,
+    fused: bool = False,
+    allow_pickle: bool = False,
+    **kwargs: Any,
+) -> Any:
     """The model of a checkpoint, in its own class (`architectures` of config.json).
 
     `where` is a directory or a hub id; keywords go to transformers' `from_pretrained`, `dtype`
     defaults to "auto" (as saved). With `into`, the patch and all tensors go into that module,
-    built by the caller as the dense architecture; it is returned.
+    built by the caller as the dense architecture; it is returned. With `fused`, linear layers
+    decode through compiled products (see `rankine.fused`); without a C compiler this warns. With
+    `allow_pickle` a directory without safetensors is read all the same: the tensors in its
+    pickles, and nothing else.
 
     Raises UserError for a path that is missing, no model, or damaged. The network is used for a
     hub id only, and not with HF_HUB_OFFLINE.
     """
-    if into is not None:
-        return _load_into(Path(where), into)
+    with allowing_pickles(allow_pickle):
+        model = _load_pretrained(where, kwargs) if into is None else _load_into(Path(where), into)
+    if fused:
+        structures.fused(model)
+        if (why := missing()) is not None:
+            warnings.warn(why, stacklevel=2)
+    return model
+
+
+def _load_pretrained(where: str | Path, kwargs: dict[str, Any]) -> Any:
     directory = local_directory(str(where))
     if directory is not None:
         check_directory(directory)
         if not (directory / CONFIG).is_file():
             raise UserError(
                 f"expected a transformers model in {directory}, found a plain torch checkpoint: "
-                "build the module yourself and call rankine.load(directory, into=module)"
+                "build the module yourself and call rankine.load(directory, into=module), or name "
+                "what builds it: --into package.module:factory"
             )
     import rankine.checkpoint.hf  # noqa: F401  (registers, whoever imported what)
 
@@ -113,10 +137,11 @@ def directory_bytes(directory: str | Path) -> tuple[int, int]:
 
 
 def local_directory(spec: str) -> Path | None:
-    """The directory a spec names, None for a hub id; raises UserError for anything else."""
+    """The directory a spec names (see `without_pickles`), None for a hub id; raises UserError for
+    anything else."""
     path = Path(spec).expanduser()
     if spec and path.is_dir():
-        return path
+        return without_pickles(path)
     if spec and path.exists():
         raise UserError(f"expected a model directory, found the file {spec}: name its directory")
     hub_like = spec.count("/") <= 1 and not spec.startswith((".", "/", "~")) and spec
@@ -139,10 +164,10 @@ def check_directory(directory: Path) -> None:
     files = weight_files(directory)
     if not files:
         raise UserError(
-            f"expected *.safetensors weights in {directory}, found none: convert pickled weights "
-            "first (rankine never unpickles)"
+            f"expected *.safetensors weights in {directory}, found none: copy the directory again"
         )
     check_lengths(config, len(headers(*files)), directory)
+    read_plan(directory)  # transformers copies a config several times before it looks at it
     check_sums(directory)
 
 
@@ -201,10 +226,13 @@ def tokenizer_of(where: str) -> Any:
     click-through, a test's). Raises UserError for one that is there and cannot be read."""
     import transformers
 
+    here = any((Path(where) / name).is_file() for name in TOKENIZER)
+    if Path(where).is_dir() and not here:
+        return None  # transformers would make an empty one up for some families
     try:
         return transformers.AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     except Exception as error:  # of a dozen types, by which file is missing or damaged
-        if not any((Path(where) / name).is_file() for name in TOKENIZER):
+        if not here:
             return None
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[:1]}"
         raise UserError(
@@ -247,12 +275,13 @@ def read_tensors(directory: Path) -> dict[str, Tensor]:
 def _load_into(directory: Path, module: nn.Module) -> nn.Module:
     if not directory.is_dir():
         raise UserError(f"expected a checkpoint directory, found nothing at {directory}")
+    directory = without_pickles(directory)
     check_directory(directory)
     patch, tensors = read_plan(directory), read_tensors(directory)
-    missing = sorted(set(patch.modules) - set(patch.swap(module)))
-    if missing:
+    absent = sorted(set(patch.modules) - set(patch.swap(module)))
+    if absent:
         raise UserError(
-            f"expected a module {missing[0]} in the {type(module).__name__}, found none: build it "
+            f"expected a module {absent[0]} in the {type(module).__name__}, found none: build it "
             "as it was before compression"
         )
     slots = module.state_dict(keep_vars=True)
@@ -264,6 +293,9 @@ def _load_into(directory: Path, module: nn.Module) -> nn.Module:
     empty = [n for n, t in module.state_dict(keep_vars=True).items() if t.is_meta]
     if empty:
         raise UserError(f"expected the tensor {empty[0]} in {directory}, found none")
+    from rankine.checkpoint.save import remember
+
+    remember(module, patch)
     return module
 
 

@@ -1,11 +1,13 @@
-"""A checkpoint's architecture without its weights: what a plan needs."""
+"""A checkpoint's architecture without its weights: what a plan needs, and who streams them."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from rankine.anatomy import describe
 from rankine.checkpoint.load import (
     EMBEDDED,
     ModelInfo,
@@ -17,6 +19,7 @@ from rankine.checkpoint.load import (
     tokenizer_of,
 )
 from rankine.checkpoint.save import patch_of
+from rankine.checkpoint.streamed import Streamed, places_of
 
 
 def open_meta(spec: str, dtype: str | torch.dtype = "auto") -> tuple[Any, Any, ModelInfo]:
@@ -49,3 +52,18 @@ def open_meta(spec: str, dtype: str | torch.dtype = "auto") -> tuple[Any, Any, M
     patch = read_plan(directory) if directory is not None else patch_of(model)
     patch.swap(model, getattr(model, "base_model_prefix", ""))
     return model, tokenizer_of(where), ModelInfo(spec, directory, patch)
+
+
+def open_streamed(
+    directory: Path, stored: str | torch.dtype = "auto", dtype: torch.dtype = torch.float32
+) -> tuple[Any, Any, ModelInfo, Streamed] | None:
+    """(skeleton, tokenizer, where it came from, its weights) of a transformers checkpoint;
+    `stored` as for `open_model`, `dtype` that of computation. None where its files name tensors
+    otherwise than the model does: transformers then has to load them."""
+    model, tokenizer, info = open_meta(str(directory), stored)
+    places = places_of(model, directory)
+    if places is None:
+        return None
+    model.requires_grad_(False)
+    blocks = [block.path for block in describe(model).blocks if block.path]
+    return model, tokenizer, info, Streamed(model, places, dtype, blocks)

@@ -26,8 +26,9 @@ from rankine.checkpoint.form import (
     read_json,
     write_sums,
 )
+from rankine.checkpoint.streamed import Streamed, Weights
 from rankine.errors import UserError
-from rankine.patch import Patch
+from rankine.patch import Patch, standing
 
 
 def save(
@@ -45,7 +46,7 @@ def save(
     """Save a patched model so that transformers (or `load(dir, into=module)`) reads it back.
 
     - `patch`: everything that differs from the dense architecture; None takes the one the model
-      was loaded with. Its tensors are not read: the model holds them.
+      was compressed or loaded with. Its tensors are not read: the model holds them.
     - `tokenizer`: saved beside (transformers models).
     - `source`: the input's directory or hub id, whose licence, notices and base model the output
       inherits; None takes the place the model was loaded from.
@@ -72,12 +73,13 @@ def write(
     source: str | Path | None = None,
     cost: str = "",
     max_shard_size: str | int = "5GB",
+    weights: Weights | None = None,
 ) -> None:
     """Write a model into a directory that `written_beside` gave: `save` for who measures the
-    written files before they take their place."""
+    written files before they take their place. `weights`: where those of a skeleton are."""
     patch = patch_of(model) if patch is None else patch
-    if hasattr(model, "save_pretrained") and hasattr(model, "config"):
-        _save_pretrained(model, beside, patch, max_shard_size)
+    if is_pretrained(model):
+        _save_pretrained(model, beside, patch, max_shard_size, weights)
         if tokenizer is not None:
             tokenizer.save_pretrained(beside)
         write_card(model, beside, source, cost, bool(patch))
@@ -86,11 +88,24 @@ def write(
     write_sums(beside)
 
 
+def is_pretrained(model: nn.Module) -> bool:
+    """One of transformers' models, which save and load themselves?"""
+    return hasattr(model, "save_pretrained") and hasattr(model, "config")
+
+
+def remember(model: nn.Module, patch: Patch) -> None:
+    """Note on the model what stands in it (no tensors), so that `save` needs no patch."""
+    model.rankine_patch = patch.without_tensors()  # type: ignore[assignment]
+
+
 def patch_of(model: nn.Module) -> Patch:
-    """The plan (no tensors) a model was loaded or saved with; empty for a dense one."""
+    """The plan (no tensors) a model was compressed, loaded or saved with; of another one, what its
+    modules say they are; empty for a dense one."""
+    if isinstance(noted := getattr(model, "rankine_patch", None), Patch):
+        return noted
     config = getattr(getattr(model, "config", None), "quantization_config", None)
     if config is None:
-        return Patch()
+        return standing(model)
     data = config if isinstance(config, Mapping) else config.to_dict()
     if data.get("quant_method") != QUANT_METHOD:
         raise UserError(
@@ -100,14 +115,19 @@ def patch_of(model: nn.Module) -> Patch:
 
 
 # -- transformers -------------------------------------------------------------------------------
-def _save_pretrained(model: Any, beside: Path, patch: Patch, max_shard_size: str | int) -> None:
+def _save_pretrained(
+    model: Any, beside: Path, patch: Patch, max_shard_size: str | int, weights: Weights | None
+) -> None:
     from rankine.checkpoint.hf import RankineConfig
 
     patch = untie_output(model, patch)
     if patch:
         model.config.quantization_config = RankineConfig.of(patch)
         compat.declare_tied(model, patch.tied)
-    model.save_pretrained(beside, max_shard_size=max_shard_size)
+    if isinstance(weights, Streamed):
+        weights.write(beside)
+    else:
+        model.save_pretrained(beside, max_shard_size=max_shard_size)
     if patch:
         (beside / MODELING).write_bytes((Path(__file__).parent / MODELING).read_bytes())
         # Only in the file: a plain save_pretrained of the model in memory copies no code along.

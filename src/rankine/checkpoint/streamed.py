@@ -9,7 +9,7 @@ for longer.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from rankine.checkpoint.form import tensor_names, weight_files
-from rankine.checkpoint.shards import Place, Spec, read_places
+from rankine.checkpoint.shards import Place, Spec, read_places, write_shards
 from rankine.patch import Patch
+
+#: Bytes of weights per file.
+SHARD = 5 * 10**9
 
 
 class Weights(Protocol):
@@ -56,10 +59,10 @@ class Streamed:
     """`places`: tensor name → where it lies. `dtype`: that of computation. `blocks`: paths of the
     modules that come and go as a whole."""
 
-    model: nn.Module
+    model: Any  # a PreTrainedModel on meta
     places: dict[str, Place]
     dtype: torch.dtype
-    blocks: Sequence[str]
+    blocks: list[str]
     _depth: Counter[str] = field(default_factory=Counter)
     _meta: dict[str, Tensor] = field(default_factory=dict)
     _change: Callable[[str, Tensor], Tensor] = unchanged
@@ -96,6 +99,10 @@ class Streamed:
             self._meta[name] = nn.Parameter(tensor.to("meta"), requires_grad=False)
         for name, source in patch.tied.items():
             self.places[name], self._meta[name] = self.places[source], self._meta[source]
+        for path in patch.modules:
+            if self._unit(path) == path and path not in self.blocks:  # new, and has no hooks yet
+                self.blocks.append(path)
+                self._listen(path, self.model.get_submodule(path))
         return patch.without_tensors()
 
     def _below(self, path: str) -> list[str]:
@@ -111,8 +118,20 @@ class Streamed:
             self._change = unchanged
 
     def read(self, name: str) -> Tensor:
-        """One tensor as it is stored."""
-        return next(iter(read_places({name: self.places[name]})))[1]
+        """One tensor as it is, or will be, stored."""
+        meta = self._meta[name]
+        dtype = meta.dtype if meta.is_floating_point() else None
+        return next(iter(read_places({name: self.places[name]}, dtype)))[1]
+
+    def write(self, directory: Path, limit: int = SHARD) -> None:
+        """A transformers checkpoint of the model as it stands, one tensor in memory at a time."""
+        config = self.model.config
+        config.architectures = [type(self.model).__name__]
+        config.dtype = next(s.dtype for s in self.specs() if s.dtype.is_floating_point)
+        config.save_pretrained(directory)
+        if getattr(self.model, "generation_config", None) is not None:
+            self.model.generation_config.save_pretrained(directory)
+        write_shards(directory, self.specs(), self.read, limit)
 
     def specs(self) -> list[Spec]:
         """What is saved, tied tensors under their first name, in the state dict's order."""

@@ -17,8 +17,8 @@ Directory = Annotated[Path, typer.Argument(metavar="DIR", help="a checkpoint dir
 
 
 @takes_recipe(
-    "model", "evaluation", "eval_tokens", "text_column", "device", "dtype", "threads", "fused",
-    file=False,
+    "model", "into", "evaluation", "eval_tokens", "text_column", "evaluate", "device", "dtype",
+    "threads", "fused", "allow_pickle", file=False,
 )  # fmt: skip
 def evaluate(
     recipe: Recipe,
@@ -27,7 +27,8 @@ def evaluate(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Measure perplexity, accuracy, size and speed, alone or against another model."""
+    """Measure perplexity, accuracy, size and speed, and your own figures (--evaluate), alone or
+    against another model."""
     prepare(recipe.threads)
     from rankine.engine.run import choose_device
     from rankine.evaluation.evaluate import evaluate
@@ -35,6 +36,8 @@ def evaluate(
     found = evaluate(
         recipe.model,
         against=against,
+        into=recipe.into,
+        evaluate=recipe.evaluate,
         evaluation=recipe.evaluation,
         eval_tokens=recipe.eval_tokens,
         text_column=recipe.text_column,
@@ -59,7 +62,7 @@ def inspect(directory: Directory, json: Json = False) -> None:
     show.lines("inspect", lines(found), found, json)
 
 
-@takes_recipe("model", "device", "dtype", "threads", "seed", "fused", file=False)
+@takes_recipe("model", "device", "dtype", "threads", "seed", "fused", "allow_pickle", file=False)
 def generate(
     recipe: Recipe,
     prompt: Annotated[str, typer.Option("--prompt", "-p", metavar="TEXT", help="what to continue")],

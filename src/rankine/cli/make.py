@@ -32,14 +32,16 @@ def compress(recipe: Recipe, output: Output = None, json: Json = False) -> None:
     prepare(recipe.threads)
     from rankine.pipeline import compress
 
-    with bars() as progress:
+    with bars() as progress, show.unaccepted("compress", json):
         result = compress(output=output, recipe=recipe, progress=progress)
     written = f"wrote {output} (report: {output / 'report.html'})"
     text = [result.table(), *show.warnings(result.report), written]
     show.lines("compress", text, {"output": str(output), "report": result.report}, json)
 
 
-@takes_recipe(without=("method", "keep", "size", "bits", "paper_ratio", "max_loss"), file=False)
+@takes_recipe(
+    without=("method", "keep", "size", "bits", "paper_ratio", "max_loss", "accept"), file=False
+)
 def compare(
     recipe: Recipe,
     methods: Annotated[
@@ -57,7 +59,7 @@ def compare(
     prepare(recipe.threads)
     from rankine.pipeline import compare
 
-    fields = recipe.model_dump(exclude_unset=True, exclude={"model"})
+    fields = recipe.given("model")
     with bars() as progress:
         rows = compare(
             recipe.model, methods=names, keep=shares, output=output, progress=progress, **fields
@@ -66,16 +68,18 @@ def compare(
 
 
 @takes_recipe(
-    "model", "tokens", "evaluation", "eval_tokens", "text_column", "device", "dtype", "threads",
-    "seed", "work", "fresh", "force", "set", file=False,
+    "model", "into", "tokens", "evaluation", "eval_tokens", "text_column", "forward", "loss",
+    "evaluate", "accept", "device", "dtype", "threads", "seed", "work", "fresh", "force",
+    "allow_pickle", "set", file=False,
 )  # fmt: skip
 def heal(
     recipe: Recipe,
     teacher: Annotated[
-        str | None, typer.Option(metavar="DENSE", help="the model before compression")
+        str | None, typer.Option(metavar="DENSE", help="the model before compression, as MODEL")
     ] = None,
     data: Annotated[
-        str | None, typer.Option(metavar="FILE", help="training text  [default: embedded]")
+        str | None,
+        typer.Option(metavar="FILE", help="training text or batches  [default: embedded]"),
     ] = None,
     mode: Annotated[
         Literal["factors", "lora", "all"],
@@ -94,8 +98,8 @@ def heal(
     prepare(recipe.threads)
     from rankine.engine.heal import heal
 
-    fields = {**recipe.model_dump(exclude_unset=True, exclude={"model", "set"}), **recipe.set}
-    with bars() as progress:
+    fields = {**recipe.given("model", "set"), **recipe.set}
+    with bars() as progress, show.unaccepted("heal", json):
         healed = heal(
             recipe.model,
             teacher=teacher,

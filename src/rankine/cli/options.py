@@ -11,13 +11,16 @@ from typing import Annotated, Any, get_args
 import typer
 from pydantic.fields import FieldInfo
 
+from rankine import own
 from rankine.cli import known
 from rankine.errors import UserError
-from rankine.limits import parse_yaml
+from rankine.limits import allowing_pickles, parse_yaml
 from rankine.recipe import Recipe
 
 #: Fields that no single option can hold: a chain is written in a recipe file.
 FILE_ONLY = frozenset({"stages"})
+#: MODEL may be written as an option too.
+NAMED_MODEL = "named_model"
 #: Fields that a chain states stage by stage.
 OF_A_STAGE = ("method", "set", "keep", "size", "bits", "paper_ratio")
 
@@ -27,6 +30,9 @@ Output = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object instead of text")]
 Force = Annotated[bool, typer.Option("--force", help="replace an existing output")]
 Threads = Annotated[int | None, typer.Option(metavar="N", min=1, help="CPU threads")]
+ModelOption = Annotated[
+    str | None, typer.Option("--model", metavar="MODEL", help="the same as an option")
+]
 RecipeFile = Annotated[
     Path | None, typer.Option("--recipe", metavar="FILE", help="YAML; options override its fields")
 ]
@@ -44,26 +50,46 @@ def takes_recipe(
     fields = [n for n in names or Recipe.model_fields if n not in {*without, *FILE_ONLY}]
 
     def decorate(command: Command) -> Command:
-        own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+        others = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
         made = [_parameter(name) for name in fields]
+        if "model" in fields:
+            made.append(_keyword(NAMED_MODEL, ModelOption))
         if file:
             made.append(_keyword("recipe", RecipeFile))
-        parameters = [*made, *(p.replace(kind=p.KEYWORD_ONLY) for p in own)]
+        parameters = [*made, *(p.replace(kind=p.KEYWORD_ONLY) for p in others)]
 
         @functools.wraps(command)
         def called(**given: Any) -> None:
             path = given.pop("recipe", None)
+            named = given.pop(NAMED_MODEL, None)
             values = dict(_given({name: given.pop(name) for name in fields}))
+            if named is not None:
+                values["model"] = _once(values.get("model"), named)
             recipe = _recipe(path, values)
             if "keep" in fields:
                 known.check(recipe)
-            command(recipe, **given)
+            with (
+                own.current_directory_importable(_names_own_code(recipe, given)),
+                allowing_pickles(recipe.allow_pickle),
+            ):
+                command(recipe, **given)
 
         called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         called.__annotations__ = {p.name: p.annotation for p in parameters}
         return called
 
     return decorate
+
+
+def _once(model: str | None, named: str) -> str:
+    if model is not None:
+        raise UserError(f"expected one model, found {model} and --model {named}: name it once")
+    return named
+
+
+def _names_own_code(recipe: Recipe, given: Mapping[str, Any]) -> bool:
+    """Only then may modules of the current directory be imported: it may hold anything."""
+    return any(own.is_name(value) for value in (*recipe.given().values(), *given.values()))
 
 
 def _recipe(path: Path | None, values: dict[str, Any]) -> Recipe:
@@ -105,11 +131,14 @@ def _keyword(name: str, annotation: Any) -> inspect.Parameter:
 
 def _default(field: FieldInfo) -> str:
     default = field.get_default(call_default_factory=True)
-    return "" if default in (None, (), {}, False) else f"  [default: {default}]"
+    quiet = default in (None, (), {}) or isinstance(default, bool)
+    return "" if quiet else f"  [default: {default}]"
 
 
 def _metavar(name: str, field: FieldInfo) -> str:
     special = {"set": "NAME=VALUE", "include": "GLOB", "exclude": "GLOB", "tokens": "NxLENGTH"}
+    special |= dict.fromkeys(("into", "forward", "loss", "evaluate"), "PACKAGE.MODULE:NAME")
+    special["accept"] = "CONDITION"
     if name in special:
         return special[name]
     kinds = {str(kind) for kind in (*get_args(field.annotation), field.annotation)}

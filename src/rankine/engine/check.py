@@ -12,11 +12,12 @@ from torch import nn
 
 from rankine.anatomy import Target
 from rankine.budget import Option
-from rankine.checkpoint import load
+from rankine.checkpoint import load, open_streamed
 from rankine.engine.run import Run
 from rankine.errors import UserError
 from rankine.patch import Patch, stored_bits
 from rankine.structures import weight_shape
+from rankine.tasks import FunctionTask
 
 
 @dataclass(frozen=True)
@@ -64,15 +65,19 @@ def check_bits(model: nn.Module, patch: Patch, choices: Mapping[str, Option]) ->
 
 def reopened(directory: Path, run: Run) -> nn.Module:
     """The written directory, loaded as a user will load it."""
-    if not hasattr(run.model, "config"):
-        return run.model
+    if run.streamed:
+        opened = open_streamed(directory)
+        assert opened is not None, "what is streamed is written under the model's own names"
+        return opened[0].eval()
     device = next(run.model.parameters()).device
-    return load(directory).to(device).eval()
+    return load(directory, into=run.skeleton).to(device).eval()
 
 
 @torch.no_grad()
 def check_outputs(model: nn.Module, run: Run) -> None:
-    """Finite outputs on the first calibration batch."""
+    """Finite outputs on the first calibration batch, where there is one."""
+    if isinstance(run.task, FunctionTask) and not run.task.has_data:
+        return
     batch = run.calibration[0]
     outputs: Any = run.task.run(model, batch)
     logits = getattr(outputs, "logits", outputs)

@@ -17,10 +17,12 @@ from rankine import checkpoint, report
 from rankine.checkpoint import directory_bytes
 from rankine.checkpoint.export import export_peft
 from rankine.engine import check, record
+from rankine.engine.accept import accept, check_conditions
 from rankine.engine.healed import add_after, begin, measure_before
 from rankine.engine.learn import Learned, Teacher, learn, open_teacher
 from rankine.engine.run import Progress, Run, cast, open_run, quiet
 from rankine.errors import UserError, suggest
+from rankine.limits import allowing_pickles
 from rankine.method import get
 from rankine.methods.heal import Heal
 from rankine.patch import Patch
@@ -48,7 +50,7 @@ def heal(
     model: str | Path | nn.Module | None = None,
     *,
     teacher: str | Path | nn.Module | None = None,
-    data: str | None = None,
+    data: Any = None,
     output: str | Path | None = None,
     adapter: bool = False,
     patch: Patch | None = None,
@@ -56,7 +58,6 @@ def heal(
     progress: Progress | None = None,
     task: Task | None = None,
     tokenizer: Any = None,
-    evaluate: bool = True,
     **fields: Any,
 ) -> Healed:
     """Train a compressed model to win back what it lost.
@@ -65,12 +66,13 @@ def heal(
       where it was never saved.
     - `teacher`: the model before compression (directory, hub id, module); None trains on the
       cross-entropy alone.
-    - `data`: training text, as `calibration` of a recipe; default "embedded". With `task`, its
-      "train" split is used instead.
+    - `data`: training text or batches, as `calibration` of a recipe; default "embedded". With
+      `task`, its "train" split is used instead.
     - `output`: where the healed checkpoint is written; with `adapter` (and mode "lora") a PEFT
       folder that belongs to `model`.
-    - `fields`: knobs of the method `heal` (mode, steps, lr, ...) and fields of a recipe. `tokens`
-      says how many sequences of what length are trained on, unless `steps` does.
+    - `fields`: knobs of the method `heal` (mode, steps, lr, ...) and fields of a recipe (`into`,
+      `forward`, `loss` and `evaluate` for a module of your own). `tokens` says how many sequences
+      of what length are trained on, unless `steps` does.
 
     Interrupted, the same call goes on. Raises UserError with one sentence.
     """
@@ -79,23 +81,30 @@ def heal(
     place = Path(output) if output is not None else None
     if place is not None:
         checkpoint.check_output(place, recipe.force)
-    with open_run(recipe, model, task, tokenizer, progress or quiet, place) as run:
+    with (
+        allowing_pickles(recipe.allow_pickle),
+        open_run(recipe, model, task, tokenizer, progress or quiet, place) as run,
+    ):
         run.patch = patch or run.patch
         method.check(run.work, standing(run.work, run.patch))
         followed = None if teacher is None else open_teacher(run, teacher)
+        evaluate = recipe.evaluate is not False
         before = measure_before(run, followed) if evaluate else {}
+        check_conditions(recipe, before["rows"][-1] if evaluate else None)
         start = time.perf_counter()
         learned = learn(run, method, 0, followed.model if followed else None)
         run.times["heal"] = time.perf_counter() - start
         learned.patch.apply(run.model)
+        checkpoint.remember(run.model, run.patch)
         found = begin(run, method, learned, before)
         if place is None or adapter:
-            add_after(run, run.work, found, followed, evaluate)
+            add_after(run, run.work, found, followed)
+            accept(recipe, found, place)
         if place is not None:
             if adapter:
                 _write_adapter(run, learned, place)
             else:
-                _write(run, place, found, followed, evaluate)
+                _write(run, place, found, followed)
             run.forget()
         return Healed(run.model, run.patch, found, place)
 
@@ -104,7 +113,7 @@ def _asked(
     recipe: Recipe | None,
     model: str | nn.Module | None,
     teacher: str | nn.Module | None,
-    data: str | None,
+    data: Any,
     adapter: bool,
     fields: Mapping[str, Any],
 ) -> tuple[Recipe, Heal]:
@@ -114,7 +123,7 @@ def _asked(
     for name in fields:
         if name not in known:
             raise UserError(f'heal has no option "{name}"; {suggest(name, sorted(known))}')
-    base = recipe.model_dump(exclude_unset=True) if recipe is not None else {}
+    base = recipe.given() if recipe is not None else {}
     if model is None and "model" not in base:
         raise UserError("expected a compressed model to heal, found none: name its directory")
     given = {**base, **{n: v for n, v in fields.items() if n not in knobs}}
@@ -137,7 +146,8 @@ def _asked(
             f'expected mode lora for an adapter, found "{method.mode}": add --mode lora'
         )
     aside = 1  # nothing is calibrated; held-out windows of the same text come on top of it
-    if checked.evaluation == checked.calibration != "embedded":
+    text = isinstance(checked.calibration, str)
+    if text and checked.evaluation == checked.calibration != "embedded":
         aside = max(1, checked.eval_tokens // length)
     return checked.model_copy(
         update={"set": {**method.knobs()}, "tokens": f"{aside}x{length}"}
@@ -148,9 +158,7 @@ def _plain(model: str | Path | nn.Module | None) -> str | nn.Module | None:
     return str(model) if isinstance(model, Path) else model
 
 
-def _write(
-    run: Run, place: Path, data: dict[str, Any], teacher: Teacher | None, evaluate: bool
-) -> None:
+def _write(run: Run, place: Path, data: dict[str, Any], teacher: Teacher | None) -> None:
     """Written beside, reopened as a user will, checked and measured there, then renamed."""
     with checkpoint.written_beside(place, run.recipe.force) as beside:
         checkpoint.write(run.model, beside, run.patch, run.tokenizer, run.info.directory)
@@ -158,10 +166,11 @@ def _write(
         check.check_outputs(saved, run)
         on_cpu = next(saved.parameters()).device.type == "cpu"
         saved = cast(saved, torch.float32) if on_cpu else saved
-        add_after(run, saved, data, teacher, evaluate, directory_bytes(beside)[0])
+        add_after(run, saved, data, teacher, directory_bytes(beside)[0])
+        accept(run.recipe, data, place)
         record.write(data, beside)
-        if hasattr(run.model, "config"):
-            cost = report.cost(data) if evaluate else ""
+        if checkpoint.is_pretrained(run.model):
+            cost = report.cost(data) if run.recipe.evaluate is not False else ""
             checkpoint.write_card(run.model, beside, run.info.directory, cost, bool(run.patch))
 
 

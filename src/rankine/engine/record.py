@@ -19,6 +19,7 @@ from torch import nn
 from rankine import report
 from rankine.budget import Option
 from rankine.checkpoint import directory_bytes
+from rankine.engine import on_disk
 from rankine.engine.check import measured_size
 from rankine.engine.plan import Plan, tensor_bytes
 from rankine.engine.run import Run, cast, computing_copy, threads_available
@@ -30,7 +31,6 @@ from rankine.patch import Patch
 from rankine.structures import Quantized, matrix
 from rankine.structures.base import Structure
 
-SCHEMA = "1.0"
 PLAIN_NOTE = "round to nearest, groups of 64; decoded at each call here, so no faster"
 #: Points of a spectrum that the report keeps.
 POINTS = 64
@@ -40,6 +40,18 @@ PROMPTS = ("def read_lines(path):\n    ", "class Stack:\n    def __init__(self",
 def measure_before(run: Run) -> dict[str, Any]:
     """The dense model's row and those of plain int8 and int4, before anything is replaced. The
     three are timed interleaved: on a busy machine only ratios mean something."""
+    figures, plain = (on_disk.measured if run.streamed else _measured)(run)
+    size, keep = tensor_bytes(run.model), run.store_dtype.itemsize * 8 / 16
+    rows = [row("dense", "dense", figures["dense"], bytes_=size, keep=keep, method="")]
+    for name, (bytes_, kept) in plain.items():
+        found = figures[name] | {"note": PLAIN_NOTE}
+        rows.append(row(name, "baseline", found, bytes_=bytes_, keep=kept, method="rtn"))
+    before = None if run.streamed else sample_before(run, run.work)
+    return {"rows": rows, "sample": before, "bytes": bytes_by_role(run)}
+
+
+def _measured(run: Run) -> tuple[dict[str, dict[str, Any]], dict[str, tuple[int, float]]]:
+    """Figures of the dense model and the baselines by name; (bytes, keep) of the baselines."""
     targets = [w.path for w in run.anatomy.linears if w.operator != "embedding"]
     plain = {f"int{bits} (plain)": plain_quantized(run, targets, bits) for bits in (8, 4)}
     models = {"dense": run.work, **{name: model for name, (model, _, _) in plain.items()}}
@@ -48,12 +60,7 @@ def measure_before(run: Run) -> dict[str, Any]:
         for name, latency in measure_latency(models, fused=run.recipe.fused).items():
             figures[name]["tokens_per_second"] = latency.tokens_per_second
             figures[name]["ratio_to_dense"] = latency.speedup
-    size, keep = tensor_bytes(run.model), run.store_dtype.itemsize * 8 / 16
-    rows = [row("dense", "dense", figures["dense"], bytes_=size, keep=keep, method="")]
-    for name, (_, bytes_, kept) in plain.items():
-        found = figures[name] | {"note": PLAIN_NOTE}
-        rows.append(row(name, "baseline", found, bytes_=bytes_, keep=kept, method="rtn"))
-    return {"rows": rows, "sample": sample_before(run, run.work), "bytes": bytes_by_role(run)}
+    return figures, {name: sizes for name, (_, *sizes) in plain.items()}  # type: ignore[misc]
 
 
 def before(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,14 +103,17 @@ def row(
     keep: float,
     method: str,
 ) -> dict[str, Any]:
-    """One line of the honest table."""
+    """One line of the honest table; figures that are not Rankine's own are the user's metrics."""
+    own = {k: v for k, v in found.items() if k in report.FIGURES}
+    metrics = {k: v for k, v in found.items() if k not in {*own, "tokens"}}
     return {
         "name": name,
         "kind": kind,
         "method": method,
         "keep": keep,
         "bytes": bytes_,
-        **{k: v for k, v in found.items() if k != "tokens"},
+        **own,
+        **({"metrics": metrics} if metrics else {}),
     }
 
 
@@ -116,7 +126,7 @@ def begin(run: Run, plan: Plan, stages: list[Stage], before: Mapping[str, Any]) 
     chain = run.recipe.chain()
     asked = run.recipe.budget(chain[last.number])
     return {
-        "schema": SCHEMA,
+        "schema": report.SCHEMA,
         "rankine": __version__,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": None,
@@ -170,10 +180,12 @@ def measure_after(
     weights = directory_bytes(directory)[0] if directory is not None else tensor_bytes(run.model)
     data["budget"]["size"] = weights
     computing = saved
-    if next(saved.parameters()).device.type == "cpu":  # what the caller gets keeps its dtype
+    if (
+        not run.streamed and next(saved.parameters()).device.type == "cpu"
+    ):  # what the caller gets keeps its dtype
         computing = computing_copy(saved) if saved is run.model else cast(saved, torch.float32)
     found: dict[str, Any] = dict(run.task.score(computing))
-    if generates(run, computing):
+    if generates(run, computing) and not run.streamed:
         dense = run.reopen_dense()
         found.update(speed_beside(dense, computing, data["rows"], run.recipe.fused))
         judge_output(run, computing, dense, data)

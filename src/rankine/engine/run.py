@@ -18,12 +18,27 @@ import torch
 from torch import nn
 
 from rankine.anatomy import Anatomy, describe
-from rankine.checkpoint import Journal, ModelInfo, open_model
-from rankine.errors import BudgetError, UserError
+from rankine.checkpoint import (
+    Journal,
+    ModelInfo,
+    is_own,
+    open_given,
+    open_model,
+    open_streamed,
+    skeleton,
+)
+from rankine.checkpoint.form import CONFIG
+from rankine.checkpoint.load import EMBEDDED, check_directory, local_directory
+from rankine.checkpoint.streamed import Resident, Streamed, Weights
+from rankine.engine.given import task_of
+from rankine.engine.memory import fits
+from rankine.errors import AcceptanceError, BudgetError, UserError
+from rankine.method import Learning, get
 from rankine.patch import Patch
 from rankine.recipe import Recipe
-from rankine.tasks import LanguageModelling, Task
-from rankine.tasks.language import context_length, parse_tokens
+from rankine.statistics import Walk
+from rankine.tasks import FunctionTask, Task
+from rankine.tasks.embedded import embedded_model_dir
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -59,6 +74,10 @@ class Run:
     targeted: int = 0
     #: Was the model given by name? Then it can be opened again.
     named: bool = True
+    #: Where the working copy's weights lie. Where that is the disk, `model` is the copy itself.
+    weights: Weights = field(default_factory=Resident)
+    #: What a plain module's written directory is loaded into to be checked.
+    skeleton: nn.Module | None = None
 
     def forget(self) -> None:
         """Drop the journal once the output stands: a finished run has nothing to resume."""
@@ -77,6 +96,22 @@ class Run:
     def store_dtype(self) -> torch.dtype:
         """dtype of the saved weights."""
         return next(p.dtype for p in self.model.parameters() if p.is_floating_point())
+
+    @property
+    def streamed(self) -> bool:
+        """Do the weights stay on the disk?"""
+        return isinstance(self.weights, Streamed)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """dtype of computation."""
+        if isinstance(self.weights, Streamed):
+            return self.weights.dtype
+        return next(p.dtype for p in self.work.parameters() if p.is_floating_point())
+
+    def walk(self) -> Walk:
+        """The calibration batches before the first block of the working copy."""
+        return Walk(self.work, self.anatomy, self.task, self.calibration, self.weights)
 
     @cached_property
     def calibration(self) -> list[Any]:
@@ -98,23 +133,26 @@ def open_run(
     device = choose_device(recipe.device)
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
-    if isinstance(model, nn.Module):
-        info = ModelInfo(type(model).__name__, None, Patch())
-        loaded = model.to(device).eval()
+    model = model or recipe.model
+    weights: Weights = Resident()
+    if (opened := opened_on_disk(recipe, model)) is not None:
+        loaded, found, info, weights = opened
     else:
-        loaded, found, info = open_model(model or recipe.model, device, recipe.dtype)
-        tokenizer = tokenizer if tokenizer is not None else found
-    if recipe.dtype != "auto":
-        cast(loaded, DTYPES[recipe.dtype])
-    task = task or language_task(recipe, loaded, tokenizer)
+        loaded, found, info = open_given(model, recipe.into, device, recipe.dtype)
+        if recipe.dtype != "auto":
+            cast(loaded, DTYPES[recipe.dtype])
+    streamed = isinstance(weights, Streamed)
+    tokenizer = tokenizer if tokenizer is not None else found
+    task = task or task_of(recipe, loaded, tokenizer)
     seed_everything(recipe.seed)
     with tempfile.TemporaryDirectory(prefix="rankine-") as scratch:
         place = work_directory(recipe, output) or Path(scratch) / "work"
-        with Journal.open(place, fingerprint(recipe, loaded, task), recipe.fresh) as journal:
+        depends = fingerprint(recipe, loaded, task, weights)
+        with Journal.open(place, depends, recipe.fresh) as journal:
             run = Run(
                 recipe,
                 loaded,
-                computing_copy(loaded),
+                loaded if streamed else computing_copy(loaded),
                 describe(loaded),
                 task,
                 tokenizer,
@@ -122,38 +160,19 @@ def open_run(
                 journal,
                 progress,
                 info.patch,
-                named=not isinstance(model, nn.Module),
+                named=isinstance(model, str) and recipe.into is None and not is_own(model),
+                weights=weights,
+                skeleton=skeleton(loaded),
             )
             try:
                 yield run
-            except BudgetError:  # with another budget it is another run: nothing to resume
+            except (AcceptanceError, BudgetError):  # asked for otherwise it is another run
                 run.forget()
                 raise
             except UserError:
                 if not journal.has_entries():
                     run.forget()
                 raise
-
-
-def language_task(recipe: Recipe, model: nn.Module, tokenizer: Any) -> LanguageModelling:
-    """Language modelling by the recipe's calibration and evaluation text."""
-    if tokenizer is None:
-        raise UserError(
-            "expected a tokenizer beside the model, found none: save one into the directory, or "
-            "pass tokenizer= or your own task= to rankine.compress"
-        )
-    sequences, length = parse_tokens(recipe.tokens)
-    return LanguageModelling(
-        tokenizer,
-        recipe.calibration,
-        recipe.evaluation,
-        sequences=sequences,
-        length=length,
-        max_tokens=max(recipe.eval_tokens, 2),
-        context=context_length(getattr(model, "config", None)),
-        column=recipe.text_column,
-        seed=recipe.seed,
-    )
 
 
 def computing_copy(model: nn.Module) -> nn.Module:
@@ -204,13 +223,32 @@ def generator(seed: int, stage: str, unit: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") % 2**63)
 
 
-def fingerprint(recipe: Recipe, model: nn.Module, task: Task) -> dict[str, str]:
+def opened_on_disk(
+    recipe: Recipe, model: str | nn.Module
+) -> tuple[nn.Module, Any, ModelInfo, Weights] | None:
+    """A directory whose model does not fit into memory, opened without its weights; None for
+    everything else."""
+    if not isinstance(model, str) or recipe.into is not None or is_own(model):
+        return None
+    if any(isinstance(get(stage.method, stage.set), Learning) for stage in recipe.chain()):
+        return None  # an optimizer wants all weights at once
+    directory = local_directory(model) if model != EMBEDDED else embedded_model_dir()
+    if directory is None or not (directory / CONFIG).is_file() or fits(directory, recipe.memory):
+        return None
+    check_directory(directory)
+    return open_streamed(directory, recipe.dtype)
+
+
+def fingerprint(
+    recipe: Recipe, model: nn.Module, task: Task, weights: Weights | None = None
+) -> dict[str, str]:
     """What the journal's entries depend on."""
     from rankine import __version__
 
     return {
-        "model": model_fingerprint(model),
+        "model": model_fingerprint(model, weights),
         "data": task.fingerprint("calibration"),
+        **({"functions": task.code} if isinstance(task, FunctionTask) else {}),
         "recipe": str(sorted(recipe.decides().items())),
         "versions": f"rankine {__version__}, torch {torch.__version__}, "
         f"python {platform.python_version()}",
@@ -218,12 +256,14 @@ def fingerprint(recipe: Recipe, model: nn.Module, task: Task) -> dict[str, str]:
     }
 
 
-def model_fingerprint(model: nn.Module) -> str:
-    """sha256 over names, shapes, dtypes and the bytes of every tensor."""
+def model_fingerprint(model: nn.Module, weights: Weights | None = None) -> str:
+    """sha256 over names, shapes, dtypes and the bytes of every tensor, wherever it lies."""
     import hashlib
 
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
+        if isinstance(weights, Streamed):
+            tensor = weights.read(name)
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         digest.update(flat.view(torch.uint8).numpy().tobytes())

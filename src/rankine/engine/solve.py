@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from rankine.anatomy import Anatomy, Block, Target, Weight
 from rankine.budget import Option
 from rankine.engine.run import generator
-from rankine.engine.stage import Stage, WorkSource, fit, put
+from rankine.engine.stage import Stage, WorkSource, by_block, fit, put
 from rankine.errors import UserError
 from rankine.method import Evidence, Refine
 from rankine.patch import Patch
@@ -46,28 +47,33 @@ def solve(stage: Stage, choices: Mapping[str, Option]) -> Patch:
 def _solve_independent(stage: Stage, choices: Mapping[str, Option], due: Sequence[Target]) -> Patch:
     run, patch = stage.run, Patch()
     source = WorkSource(run)
-    for n, target in enumerate(due):
+    for n, target in enumerate(by_block(run, due)):
         make = partial(fit, stage, target, choices[target.id], stage.evidence, source)
-        fitted = _journalled(stage, target.id, make)
-        put(run, fitted)
-        patch |= fitted
+        patch |= put(run, *_journalled(stage, target.id, make))
         run.progress("solve", n + 1, len(due))
     return patch
 
 
-def _journalled(stage: Stage, unit: str, make: Callable[[], Patch]) -> Patch:
-    """The unit's patch from the journal, or made and kept there."""
-    name = f"solve-{stage.number}"
-    kept = stage.run.journal.get_patch(name, unit)
+def _journalled(stage: Stage, unit: str, make: Callable[[], Patch]) -> tuple[Patch, Path]:
+    """The unit's patch from the journal, or made and kept there; and the file it is kept in."""
+    name, journal = f"solve-{stage.number}", stage.run.journal
+    kept = journal.get_patch(name, unit)
     if kept is None:
         kept = make()
-        stage.run.journal.put_patch(name, unit, kept)
-    return kept
+        journal.put_patch(name, unit, kept)
+    return kept, journal.file(name, unit)
+
+
+def _places(anatomy: Anatomy) -> dict[str, tuple[int, int]]:
+    """Weight path → (block, step)."""
+    return {
+        w.path: (b.index, s) for b in anatomy.blocks for s, step in enumerate(b.steps) for w in step
+    }
 
 
 def _solve_in_order(stage: Stage, choices: Mapping[str, Option], due: Sequence[Target]) -> Patch:
     run, patch = stage.run, Patch()
-    walk = Walk(run.work, run.anatomy, run.task, run.calibration)
+    walk = run.walk()
     dense_hidden = list(walk.hidden)
     order = Order.of(run.anatomy, due)
     seen = Live(stage.evidence)
@@ -75,18 +81,19 @@ def _solve_in_order(stage: Stage, choices: Mapping[str, Option], due: Sequence[T
     for stretch in order.stretches:
         before = list(walk.hidden)
         for block in stretch:
-            stream = Stream.of_block(walk, block, dense_hidden)
-            block_patch = Patch()
-            for s in range(len(block.steps)):
-                step = (block.index, s)
-                block_patch |= _solve_step(stage, choices, order, step, stream, seen)
-                done += len(order.due.get(step, ()))
-                run.progress("solve", done, len(due))
-            if stage.method.refinement is not None and block_patch:
-                block_patch = _refined(stage, stream, block, block_patch, stage.method.refinement)
-            patch |= block_patch
-            dense_hidden = stream.dense_outputs()
-            walk.advance(block)
+            with walk.standing(block.path):
+                stream = Stream.of_block(walk, block, dense_hidden)
+                block_patch = Patch()
+                for s in range(len(block.steps)):
+                    step = (block.index, s)
+                    block_patch |= _solve_step(stage, choices, order, step, stream, seen)
+                    done += len(order.due.get(step, ()))
+                    run.progress("solve", done, len(due))
+                if (settings := stage.method.refinement) is not None and block_patch:
+                    block_patch = _refined(stage, stream, block, block_patch, settings)
+                patch |= block_patch
+                dense_hidden = stream.dense_outputs()
+                walk.advance(block)
         if len(stretch) > 1:  # once more, with what later blocks' steps put into earlier ones
             walk.hidden = before
             for block in stretch:
@@ -114,12 +121,7 @@ class Order:
     @classmethod
     def of(cls, anatomy: Anatomy, targets: Sequence[Target]) -> Order:
         """The order of an anatomy's targets."""
-        place = {
-            w.path: (b.index, s)
-            for b in anatomy.blocks
-            for s, step in enumerate(b.steps)
-            for w in step
-        }
+        place = _places(anatomy)
         due: dict[Step, list[Target]] = {}
         waiting: dict[Step, list[tuple[Target, Weight]]] = {}
         reach: dict[int, int] = {}  # block → last block of the targets that begin there
@@ -286,9 +288,9 @@ def _solve_step(
     for target in targets:
         make = partial(fit, stage, target, choices[target.id], seen, source)
         fitted.append(_journalled(stage, target.id, make))
-    for one in fitted:  # in place only when the whole step is solved: they read the same input
-        put(run, one)
-        patch |= one
+    for one, file in fitted:  # in place only when the whole step is solved: they read one input
+        remembered = put(run, one, file)
+        patch |= remembered if stage.method.refinement is None else one
     seen.keep(order.reads_after(step))
     return patch
 
@@ -316,5 +318,4 @@ def _refined(stage: Stage, stream: Stream, block: Block, patch: Patch, settings:
         stored = {n: t.to(run.store_dtype) for n, t in tensors.items()}
         kept = replace(patch, tensors={**patch.tensors, **stored})
         run.journal.put_patch(name, unit, kept)
-    put(run, kept)
-    return kept
+    return put(run, kept, run.journal.file(name, unit))

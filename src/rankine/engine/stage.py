@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import groupby
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -17,7 +19,7 @@ from rankine.errors import BudgetError, UserError
 from rankine.evaluation.latency import pays
 from rankine.method import Compressor, Evidence
 from rankine.patch import Patch
-from rankine.statistics import Fisher, Moment, OutputGradient, Statistics, Walk, survey
+from rankine.statistics import Fisher, Moment, Need, OutputGradient, Statistics, survey
 from rankine.structures import Dense, matrix
 
 
@@ -70,8 +72,15 @@ class WorkSource:
     crosses: Mapping[str, Tensor] = field(default_factory=dict)
 
     def weight(self, weight: Weight) -> Tensor:
-        """(o, i), in the dtype of computation."""
-        return matrix(self.run.work.get_submodule(weight.path)).detach()
+        """(o, i), in the dtype of computation. Raises UserError where it holds NaN or infinity."""
+        with self.run.weights.standing(weight.path):
+            found = matrix(self.run.work.get_submodule(weight.path)).detach()
+        if not bool(torch.isfinite(found).all()):
+            raise UserError(
+                f"expected finite weights, found NaN or infinity in {weight.path}: exclude it, or "
+                "get the model from its source again"
+            )
+        return found
 
     def bias(self, weight: Weight) -> Tensor | None:
         """(o,) of the layer, if it adds one."""
@@ -83,16 +92,19 @@ class WorkSource:
         return self.crosses.get(weight.reads)
 
 
+def needed(stage: Stage, targets: Sequence[Target]) -> dict[str, frozenset[Need]]:
+    """Weight path → what must be measured for it."""
+    return {w.path: need for t in targets if (need := stage.method.needs(t)) for w in t.weights}
+
+
 def measure(stage: Stage) -> None:
     """Survey: one walk gathers the union of what the method declares for its targets."""
-    needs = {
-        w.path: need for t in stage.targets if (need := stage.method.needs(t)) for w in t.weights
-    }
+    needs = needed(stage, stage.targets)
     if not needs:
         return
     run = stage.run
     unit = f"survey-{stage.number}"
-    walk = Walk(run.work, run.anatomy, run.task, run.calibration)
+    walk = run.walk()
 
     def load(block: str) -> Mapping[str, Tensor] | None:
         entry = run.journal.get(unit, block)
@@ -112,12 +124,26 @@ def offer(stage: Stage) -> None:
     source = WorkSource(stage.run)
     dtype = stage.run.store_dtype
     stage.bids = []
-    for n, target in enumerate(stage.targets):
+    for target in by_block(stage.run, stage.targets):
         goal = stage.method.goal(target, source, stage.evidence)
         metric = stage.method.metric(target, stage.evidence)
         bid = stage.method.bid(target, goal, metric, dtype)
         stage.bids.append(only_dense(bid) if slow(stage, target) else bid)
-        stage.run.progress("bids", n + 1, len(stage.targets))
+        stage.run.progress("bids", len(stage.bids), len(stage.targets))
+
+
+def offer_sizes(stage: Stage) -> None:
+    """The same for a rule that looks at sizes alone."""
+    bids = [(t, stage.method.sizes(t, stage.run.store_dtype)) for t in stage.targets]
+    stage.bids = [only_dense(bid) if slow(stage, t) else bid for t, bid in bids]
+
+
+def by_block(run: Run, targets: Sequence[Target]) -> Iterator[Target]:
+    """The targets in their order, the block of each one's first weight in memory."""
+    for _, group in groupby(targets, key=lambda target: target.block):
+        together = list(group)
+        with run.weights.standing(together[0].members[0]):
+            yield from together
 
 
 def slow(stage: Stage, target: Target) -> bool:
@@ -176,10 +202,11 @@ def fit(
     stage: Stage, target: Target, option: Option, evidence: Evidence, source: WorkSource
 ) -> Patch:
     """The stored patch of one choice."""
-    goal = stage.method.goal(target, source, evidence)
-    metric = stage.method.metric(target, evidence)
-    patch = stage.method.fit(target, option.structure, goal, metric, stage.run.store_dtype)
-    return with_biases(stage.run, patch)
+    with stage.run.weights.standing(*target.members):
+        goal = stage.method.goal(target, source, evidence)
+        metric = stage.method.metric(target, evidence)
+        patch = stage.method.fit(target, option.structure, goal, metric, stage.run.store_dtype)
+        return with_biases(stage.run, patch)
 
 
 def with_biases(run: Run, patch: Patch) -> Patch:
@@ -195,9 +222,17 @@ def with_biases(run: Run, patch: Patch) -> Patch:
     return replace(patch, tensors=tensors)
 
 
-def put(run: Run, patch: Patch) -> None:
+def put(run: Run, patch: Patch, file: Path | None = None) -> Patch:
+    """Put a stored patch in place for good; `file` is the journal's entry that holds its tensors.
+    Returns what to remember of it: all, or where weights stay on the disk, all but its tensors."""
+    with run.weights.standing(*patch.modules):
+        apply(run, patch)
+        return run.weights.taken(patch, file)
+
+
+def apply(run: Run, patch: Patch) -> None:
     """Apply a stored patch to the working copy, upcast to its dtype (values as stored)."""
-    dtype = next(p.dtype for p in run.work.parameters() if p.is_floating_point())
+    dtype = run.dtype
     tensors = {n: t.to(dtype) if t.is_floating_point() else t for n, t in patch.tensors.items()}
     replace(patch, tensors=tensors).apply(run.work)
     run.work.requires_grad_(False)
@@ -241,14 +276,15 @@ class WorkBench:
 @contextmanager
 def tried(run: Run, patch: Patch) -> Iterator[None]:
     """The patch in place inside the context, the old modules back after it."""
-    old = {path: run.work.get_submodule(path) for path in patch.modules}
-    put(run, patch)
-    try:
-        yield
-    finally:
-        for path, module in old.items():
-            parent, _, leaf = path.rpartition(".")
-            setattr(run.work.get_submodule(parent), leaf, module)
+    with run.weights.standing(*patch.modules):
+        old = {path: run.work.get_submodule(path) for path in patch.modules}
+        apply(run, patch)
+        try:
+            yield
+        finally:
+            for path, module in old.items():
+                parent, _, leaf = path.rpartition(".")
+                setattr(run.work.get_submodule(parent), leaf, module)
 
 
 __all__ = ["Stage", "Statistics", "WorkSource", "allocate", "fit", "measure", "offer", "put"]

@@ -28,7 +28,7 @@ from rankine.report.palette import twins, variables
 from rankine.report.schema import Report, metrics, parse
 from rankine.report.spectra import spectra
 from rankine.report.terminal import cells
-from rankine.report.tradeoff import tradeoff
+from rankine.report.tradeoff import LOSS, PERPLEXITY, quality_of, tradeoff
 from rankine.report.verdict import dense_row, subject_row, verdict
 
 HERE = Path(__file__).parent
@@ -53,6 +53,7 @@ def html(data: Mapping[str, Any]) -> str:
         verdict=verdict(report),
         facts=headline(report),
         table=_table(report),
+        lead=_lead(report),
         maps=maps(report["targets"]),
         roles=list(by_role(report["targets"])),
         shares=shares(report),
@@ -177,6 +178,19 @@ def asked(budget: Mapping[str, Any]) -> str:
 
 def _unless_unknown(sentence: str, text: str) -> str:
     return "" if text == n.UNKNOWN else sentence.format(text)
+
+
+def _lead(report: Report) -> str:
+    """How to read the chart of size against quality."""
+    quality = quality_of(report["rows"])
+    if quality is PERPLEXITY:
+        return (
+            "Lower left is better. Sizes are files on disk, perplexity is measured on text that "
+            "calibration never saw."
+        )
+    if quality is LOSS:
+        return "Lower left is better. Sizes are files on disk, loss is the mean of your own."
+    return f"Sizes are files on disk, the figure is your own: {quality.name}."
 
 
 def _table(report: Report) -> dict[str, Any]:

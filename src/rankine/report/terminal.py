@@ -154,7 +154,7 @@ def table(rows: Sequence[Mapping[str, Any]], width: int | None = None) -> Table:
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The same table in Markdown, for a model card."""
     shown, body = cells(rows)
-    head = [c.title for c in shown]
+    head = [markdown_text(c.title) for c in shown]
     rule = [":--", *["--:"] * (len(shown) - 1)]
     lines = [head, *[[markdown_text(text) for text in line] for line in body]]
     lines.insert(1, rule)

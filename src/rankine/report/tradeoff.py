@@ -1,9 +1,11 @@
-"""The trade-off curve: bytes against perplexity, with the baselines on it."""
+"""The trade-off curve: bytes against perplexity (or the user's loss, or their first figure), with
+the baselines on it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 from bokeh.core.properties import value
 from bokeh.embed import json_item
@@ -15,19 +17,19 @@ from rankine.report import numbers as n
 from rankine.report.charts import FONT, Axis, Json, add_tips, around, empty_figure, log_ticks
 from rankine.report.labels import place
 from rankine.report.palette import METHOD_COLOURS, METHOD_MARKS, light
-from rankine.report.schema import Row
-from rankine.report.terminal import name_of
+from rankine.report.schema import Row, metrics
+from rankine.report.terminal import metric_names, name_of
 
 MARGINS = (64, 60)  # pixels beside and around the frame, for axes
 LONGEST = 28  # characters of a name beside its point
-#: A perplexity more than this many times the lowest is drawn at the top, with its figure: one
-#: broken result must not squeeze all others into a line.
+#: A perplexity or loss more than this many times the lowest is drawn at the top, with its figure:
+#: one broken result must not squeeze all others into a line.
 CEILING = 8.0
 
 
 class Point(NamedTuple):
-    """A row that can be drawn: megabytes (or the like), perplexity and its interval, and whether
-    it lies above the chart."""
+    """A row that can be drawn: megabytes (or the like), its figure as a number and as text, the
+    interval of a perplexity, and whether it lies above the chart."""
 
     x: float
     y: float
@@ -35,13 +37,14 @@ class Point(NamedTuple):
     high: float
     over: bool
     row: Row
+    text: str
 
     @property
     def label(self) -> str:
         """The name beside it."""
         name = name_of(self.row)
         short = name if len(name) <= LONGEST else name[: LONGEST - 1] + "…"
-        return f"{short}: {n.perplexity(self.row.get('perplexity'))} ↑" if self.over else short
+        return f"{short}: {self.text} ↑" if self.over else short
 
 
 class Style(NamedTuple):
@@ -52,35 +55,70 @@ class Style(NamedTuple):
     hollow: bool
 
 
+class Quality(NamedTuple):
+    """The figure that is drawn: what the page calls it, what the chart does (in our words: Bokeh
+    would read a user's as TeX), how a row gives it. Where more is worse the scale is logarithmic:
+    equal steps are equal nats."""
+
+    name: str
+    label: str
+    worse: bool
+    value: Callable[[Row], Any]
+    text: Callable[[Any], str]
+
+
+PERPLEXITY = Quality(
+    "perplexity", "held-out perplexity", True, lambda row: row.get("perplexity"), n.perplexity
+)
+LOSS = Quality("loss", "loss", True, lambda row: row.get("loss"), n.decimal)
+
+
+def quality_of(rows: Sequence[Row]) -> Quality:
+    """Perplexity where two rows have one, else the loss, else the user's first figure."""
+    own = [
+        Quality(name, "figure", False, lambda row, name=name: metrics(row).get(name), n.decimal)
+        for name in metric_names(rows)
+    ]
+    known = (q for q in (PERPLEXITY, LOSS, *own) if len(points_of(rows, q)[1]) > 1)
+    return next(known, PERPLEXITY)
+
+
 def tradeoff(rows: Sequence[Row], width: int, height: int) -> Json | None:
-    """Bytes against perplexity, for a frame about `width` pixels wide; None below two points."""
-    unit, points = points_of(rows)
+    """Bytes against quality, for a frame about `width` pixels wide; None below two points."""
+    quality = quality_of(rows)
+    unit, points = points_of(rows, quality)
     if len(points) < 2:
         return None
     x_axis = around([p.x for p in points], 0.08, log=False)
     spread = [at for p in points for at in (p.low, p.y, p.high)]
-    y_axis = around(spread, 0.12, log=True)  # equal steps are equal nats
+    y_axis = around(spread, 0.12, log=quality.worse)
     plot = empty_figure(height, x_axis, y_axis)
-    plot.yaxis.ticker = log_ticks(y_axis.start, y_axis.end)
-    plot.xaxis.axis_label, plot.yaxis.axis_label = f"{unit} on disk", "held-out perplexity"
-    plot.yaxis.formatter = NumeralTickFormatter(format="0,0.[00]")
-    drawn = [_series(plot, style, members) for style, members in styled(points)]
+    plot.xaxis.axis_label, plot.yaxis.axis_label = f"{unit} on disk", quality.label
+    if quality.worse:
+        plot.yaxis.ticker = log_ticks(y_axis.start, y_axis.end)
+        plot.yaxis.formatter = NumeralTickFormatter(format="0,0.[0000]")
+    drawn = [_series(plot, style, members, quality.label) for style, members in styled(points)]
     _names(plot, points, x_axis, y_axis, width - MARGINS[0], height - MARGINS[1])
-    add_tips(plot, drawn, ("model", "on disk", "kept bits", "perplexity", "tokens/s"))
+    add_tips(plot, drawn, ("model", "on disk", "kept bits", quality.label, "tokens/s"))
     return dict(json_item(plot))
 
 
-def points_of(rows: Sequence[Row]) -> tuple[str, list[Point]]:
-    """Rows with a size and a perplexity, and the unit of their x."""
-    known = [(n.real(row.get("bytes")), n.real(row.get("perplexity")), row) for row in rows]
-    sized = [(x, y, row) for x, y, row in known if x and y and x > 0 and y > 0]
+def points_of(rows: Sequence[Row], quality: Quality = PERPLEXITY) -> tuple[str, list[Point]]:
+    """Rows with a size and the figure, and the unit of their x."""
+    known = [(n.real(row.get("bytes")), n.real(quality.value(row)), row) for row in rows]
+    sized = [
+        (x, y, row)
+        for x, y, row in known
+        if x and x > 0 and y is not None and (y > 0 or not quality.worse)
+    ]
     unit, divisor = _unit(max((x for x, _, _ in sized), default=1.0))
-    top = CEILING * min((y for _, y, _ in sized), default=1.0)
+    least = min((y for _, y, _ in sized), default=1.0)
+    top = CEILING * least if quality.worse else math.inf
     points = []
     for x, y, row in sized:
-        low, high = _interval(row) or (y, y)
+        low, high = (_interval(row) if quality is PERPLEXITY else None) or (y, y)
         at, low, high = (min(number, top) for number in (y, low, high))
-        points.append(Point(x / divisor, at, low, high, y > top, row))
+        points.append(Point(x / divisor, at, low, high, y > top, row, quality.text(y)))
     return unit, points
 
 
@@ -117,7 +155,7 @@ def styled(points: Iterable[Point]) -> list[tuple[Style, list[Point]]]:
     return [(fixed[key], sorted(members, key=lambda p: p.x)) for key, members in groups.items()]
 
 
-def _series(plot: figure, style: Style, members: Sequence[Point]) -> GlyphRenderer:
+def _series(plot: figure, style: Style, members: Sequence[Point], label: str) -> GlyphRenderer:
     colour = light(style.colour)
     xs, ys = [p.x for p in members], [p.y for p in members]
     if members[0].row.get("kind") == "result" and len(members) > 1:
@@ -131,7 +169,7 @@ def _series(plot: figure, style: Style, members: Sequence[Point]) -> GlyphRender
             "model": [name_of(p.row) for p in members],
             "on disk": [n.size(p.row.get("bytes")) for p in members],
             "kept bits": [n.percent(p.row.get("keep")) for p in members],
-            "perplexity": [n.perplexity(p.row.get("perplexity")) for p in members],
+            label: [p.text for p in members],
             "tokens/s": [n.rate(p.row.get("tokens_per_second")) for p in members],
         }
     )

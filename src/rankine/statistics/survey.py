@@ -207,7 +207,9 @@ def measured(
     """Input moments unit by unit on the dense stream, each gone when the next is asked for: for
     who needs no other block's to decide. Yields (block index, key → moment); the unit's own
     weights may be replaced before the next is asked for."""
-    for unit in _units(walk, needs):
+    units = _units(walk, needs)
+    last = max((n for n, unit in enumerate(units) if unit.reads), default=-1)
+    for unit in units[: last + 1]:
         with walk.standing(unit.path):
             tensors = _forward(walk, unit, unit)
             yield (

@@ -4,10 +4,29 @@ experts of a layer. Rows of its input arrive sorted by the copy they belong to."
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from rankine.structures.base import Structure, weight_shape
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Whose rows they are: the first `counts[0]` belong to copy 0, the next `counts[1]` to copy 1;
+    row s came from token `tokens_s[s]` of `total`."""
+
+    counts: Sequence[int]
+    tokens_s: Tensor
+    total: int
+
+
+def grouped(x_si: Tensor, weight_eoi: Tensor, routing: Routing) -> Tensor:
+    """(rows, inputs) → (rows, outputs), each row by the matrix of its copy."""
+    groups = torch.split(x_si, list(routing.counts))
+    return torch.cat([F.linear(x, w) for x, w in zip(groups, weight_eoi, strict=True)])
 
 
 class Bank(nn.Module):
@@ -23,10 +42,9 @@ class Bank(nn.Module):
         """One without storage: the loader gives it some."""
         return cls(nn.Parameter(torch.empty(copies, o, i, device="meta", dtype=dtype)))
 
-    def forward(self, x_si: Tensor, counts: Sequence[int]) -> Tensor:
-        """(rows, inputs) → (rows, outputs); the first `counts[0]` rows belong to copy 0, ..."""
-        groups = torch.split(x_si, list(counts))
-        return torch.cat([F.linear(x, w) for x, w in zip(groups, self.weight, strict=True)])
+    def forward(self, x_si: Tensor, routing: Routing) -> Tensor:
+        """(rows, inputs) → (rows, outputs)."""
+        return grouped(x_si, self.weight, routing)
 
     def extra_repr(self) -> str:
         """Sizes for print(model)."""
@@ -34,7 +52,36 @@ class Bank(nn.Module):
         return f"copies={self.copies}, {sizes}"
 
 
+class LowRankBank(nn.Module):
+    """y = B_e A_e x: the two factors are banks themselves."""
+
+    def __init__(
+        self, structure: Structure, rank: int, copies: int, i: int, o: int, dtype: torch.dtype
+    ):
+        super().__init__()
+        self.structure = structure
+        self.copies, self.out_features, self.in_features = copies, o, i
+        self.down = Bank.on_meta(copies, i, rank, dtype)
+        self.up = Bank.on_meta(copies, rank, o, dtype)
+
+    def forward(self, x_si: Tensor, routing: Routing) -> Tensor:
+        """(rows, inputs) → (rows, outputs)."""
+        return self.up(self.down(x_si, routing), routing)
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense (copies, outputs, inputs) weights, rebuilt at each access."""
+        parts = {"down.weight": self.down.weight, "up.weight": self.up.weight}
+        return self.structure.decode(parts)
+
+
 def copies(module: nn.Module) -> int | None:
     """How many matrices a bank stacks, factored or not; None for a module that is no bank."""
     found = getattr(module, "copies", None)
     return found if isinstance(found, int) else None
+
+
+def full_shape(module: nn.Module) -> tuple[int, ...]:
+    """The shape of what a module stands for: (outputs, inputs), with its copies before them."""
+    count = copies(module)
+    return weight_shape(module) if count is None else (count, *weight_shape(module))

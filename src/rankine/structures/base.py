@@ -9,6 +9,7 @@ stood, and its state dict is exactly the parts (plus a bias).
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -64,6 +65,12 @@ class Structure:
         loss = float(metric.loss(w, self.decode(parts)).sum())
         return [Option(self, self.bits(w.shape, dtype or w.dtype), loss)]
 
+    def sizes(self, shape: Sequence[int], dtype: torch.dtype) -> list[Option]:
+        """The options of `curve` before anything is known of the weight; a loss only says that
+        more bits are better."""
+        bits = self.bits(shape, dtype)
+        return [Option(self, bits, unknown_loss(bits, shape, dtype))]
+
     def split(self, parts: Parts, rows: Sequence[int]) -> list[Parts]:
         """Parts of weights that were fitted as one stack, `rows` of it each; a tensor that they
         share is the same object in all of them."""
@@ -115,6 +122,11 @@ def _check_sizes(kind: str, name: str, value: Any) -> None:
                 f'expected numbers up to {MOST:,} in the field {name!r:.40} of a "{kind}" '
                 f"structure, found {number!r:.40}"
             )
+
+
+def unknown_loss(bits: int, shape: Sequence[int], dtype: torch.dtype) -> float:
+    """Stands for the loss of a size that was not measured: the share of the bits that it saves."""
+    return 1.0 - bits / (math.prod(shape) * dtype.itemsize * 8)
 
 
 def weight_shape(like: nn.Module) -> tuple[int, int]:

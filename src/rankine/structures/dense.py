@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from rankine.budget import Option
 from rankine.errors import UserError
 from rankine.metric import Metric
+from rankine.structures.bank import Bank, copies
 from rankine.structures.base import (
     Parts,
     Structure,
@@ -60,8 +61,10 @@ class Dense(Structure):
         return [Option(self, self.bits(w.shape, dtype or w.dtype), 0.0)]
 
     def module(self, like: nn.Module) -> nn.Module:
-        """A plain linear layer or embedding."""
+        """A plain linear layer, embedding or bank."""
         o, i = self.shape or weight_shape(like)
+        if (count := copies(like)) is not None:
+            return Bank.on_meta(count, i, o, dtype_of(like))
         if self.view == "table":
             padding = getattr(like, "padding_idx", None)
             return meta_embedding(i, o, padding, dtype_of(like))

@@ -17,6 +17,7 @@ from rankine.budget import Option
 from rankine.errors import UserError
 from rankine.linalg import lowrank, pivot
 from rankine.metric import Metric
+from rankine.structures.bank import LowRankBank, copies
 from rankine.structures.base import (
     Parts,
     Structure,
@@ -24,6 +25,7 @@ from rankine.structures.base import (
     has_bias,
     meta_embedding,
     meta_linear,
+    unknown_loss,
     weight_shape,
 )
 
@@ -134,16 +136,20 @@ class LowRank(Structure):
 
     def curve(self, w: Tensor, metric: Metric, dtype: torch.dtype | None = None) -> list[Option]:
         """All ranks that store less than the dense weight, from one spectrum."""
-        dtype = dtype or w.dtype
         tails = _solution(w, metric).tails
         losses = (metric.scale * tails).reshape(-1, tails.shape[-1]).sum(0).tolist()
-        dense = math.prod(w.shape) * dtype.itemsize * 8
+        options = self.sizes(w.shape, dtype or w.dtype)
+        return [dataclasses.replace(o, loss=losses[_rank(o.structure)]) for o in options]
+
+    def sizes(self, shape: Sequence[int], dtype: torch.dtype) -> list[Option]:
+        """All ranks that store less than the dense weight."""
+        dense = math.prod(shape) * dtype.itemsize * 8
         options = []
-        for rank in range(1, min(w.shape[-2:]) + 1):
+        for rank in range(1, min(shape[-2:]) + 1):
             sized = dataclasses.replace(self, rank=rank)
-            bits = sized.bits(w.shape, dtype)
+            bits = sized.bits(shape, dtype)
             if bits < dense:
-                options.append(Option(sized, bits, losses[rank]))
+                options.append(Option(sized, bits, unknown_loss(bits, shape, dtype)))
         return options
 
     def split(self, parts: Parts, rows: Sequence[int]) -> list[Parts]:
@@ -162,9 +168,13 @@ class LowRank(Structure):
         if self.pivoted and len(shape) > 2:
             raise UserError("the pivoted form stores one matrix at a time")
 
+    def _check_bank(self) -> None:
+        if self.pivoted or self.act is not None or self.bias:
+            raise UserError(f"expected two plain factors for a bank of experts, found {self}")
+
     # -- module ---------------------------------------------------------------------------------
     def module(self, like: nn.Module) -> nn.Module:
-        """`LowRankLinear` or `LowRankEmbedding` on meta."""
+        """`LowRankLinear`, `LowRankEmbedding` or `LowRankBank` on meta."""
         o, i = weight_shape(like)
         # A basis shared between layers may have more directions than one of them has outputs.
         shareable = not self.pivoted and self.view == "channel"
@@ -178,9 +188,17 @@ class LowRank(Structure):
         if self.view == "table":
             return LowRankEmbedding(self, i, o, getattr(like, "padding_idx", None), dtype)
         bias = has_bias(like) or self.bias
+        if (count := copies(like)) is not None:
+            self._check_bank()
+            return LowRankBank(self, self.rank, count, i, o, dtype)
         if self.pivoted:
             return PivotedLinear(self, i, o, bias, dtype)
         return LowRankLinear(self, i, o, bias, dtype)
+
+
+def _rank(structure: object) -> int:
+    assert isinstance(structure, LowRank)
+    return structure.rank
 
 
 def _solution(w: Tensor, metric: Metric) -> lowrank.Solution:

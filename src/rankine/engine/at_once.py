@@ -1,0 +1,102 @@
+"""Sizes first, then one walk: each target is solved as soon as its own block was measured.
+
+For budget rules that look at sizes alone. Nothing is spooled, each goal is decomposed once for
+its curve and its fit, and a block's moments are gone when the next block is measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from rankine.anatomy import Target
+from rankine.budget import Bid
+from rankine.engine.solve import Live
+from rankine.engine.stage import Stage, WorkSource, by_block, needed, put, with_biases
+from rankine.method import Evidence
+from rankine.patch import Patch
+from rankine.statistics import InputMoment
+from rankine.statistics.survey import measured
+from rankine.structures import Structure
+
+
+def solves_at_once(stage: Stage) -> bool:
+    """May each target be solved behind its own block's measurement? Its size must not depend on
+    what is measured, nor its fit on another block or on gradients."""
+    method = stage.method
+    return (
+        method.by_size
+        and method.stream == "dense"
+        and method.refinement is None
+        and all(need <= {InputMoment()} for need in needed(stage, stage.targets).values())
+        and all(
+            target.kind == "weight"
+            and len(target.weights) == 1
+            and target.weights[0].operator in ("linear", "conv1d")
+            for target in stage.targets
+        )
+    )
+
+
+def solve_at_once(stage: Stage) -> Patch:
+    """The stage's patch, the curves of its targets (`stage.bids`) and what was chosen on them."""
+    run, patch = stage.run, Patch()
+    bids: dict[str, Bid] = {}
+    name = f"solve-{stage.number}"
+    for evidence, targets in _behind_their_blocks(stage, name):
+        for target in by_block(run, targets):
+            choice = stage.choices[target.id].structure
+            kept = _kept_with_curve(stage, name, target)
+            if kept is None:
+                kept = _fitted_with_curve(stage, target, choice, evidence)
+                fitted, bid = kept
+                meta = {"patch": fitted.to_json(), "losses": [o.loss for o in bid.options]}
+                run.journal.put(name, target.id, fitted.tensors, meta)
+            fitted, bids[target.id] = kept
+            if fitted:
+                patch |= put(run, fitted, run.journal.file(name, target.id))
+            stage.choices[target.id] = next(
+                option for option in bids[target.id].options if option.structure == choice
+            )
+            run.progress("solve", len(bids), len(stage.targets))
+    stage.bids = [bids[target.id] for target in stage.targets]
+    return patch
+
+
+def _behind_their_blocks(stage: Stage, name: str) -> Iterator[tuple[Evidence, Sequence[Target]]]:
+    """Targets with what was measured for them; blocks whose targets are all in the journal are
+    only walked through."""
+    run = stage.run
+    due = [t for t in stage.targets if run.journal.get(name, t.id) is None]
+    needs = needed(stage, due)
+    if not needs:
+        yield stage.evidence, stage.targets
+        return
+    at: dict[int, list[Target]] = {}
+    for target in stage.targets:
+        at.setdefault(target.block, []).append(target)
+    for block, moments in measured(run.walk(), needs):
+        yield Live(stage.evidence, moments), at.pop(block, [])
+    for targets in at.values():
+        yield stage.evidence, targets
+
+
+def _fitted_with_curve(
+    stage: Stage, target: Target, choice: Structure, evidence: Evidence
+) -> tuple[Patch, Bid]:
+    method, dtype = stage.method, stage.run.store_dtype
+    goal = method.goal(target, WorkSource(stage.run), evidence)
+    metric = method.metric(target, evidence)
+    bid = method.bid(target, goal, metric, dtype)
+    fitted = with_biases(stage.run, method.fit(target, choice, goal, metric, dtype))
+    return fitted, bid
+
+
+def _kept_with_curve(stage: Stage, name: str, target: Target) -> tuple[Patch, Bid] | None:
+    found = stage.run.journal.get(name, target.id)
+    if found is None:
+        return None
+    tensors, meta = found
+    bid = stage.method.sizes(target, stage.run.store_dtype)
+    options = [replace(o, loss=x) for o, x in zip(bid.options, meta["losses"], strict=True)]
+    return Patch.from_json(meta["patch"], tensors), replace(bid, options=tuple(options))

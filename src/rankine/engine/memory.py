@@ -1,0 +1,50 @@
+"""How much memory a run may use, and whether its model fits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rankine.budget import parse_size
+from rankine.checkpoint import directory_bytes
+
+#: Share of the free memory that a run plans with.
+SHARE = 0.8
+
+#: Where Linux says what a container may use: limit and use, in both versions of cgroups.
+CGROUPS = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    (
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+    ),
+)
+
+
+def available() -> int:
+    """Bytes this process may still take: what the machine has free, what its container leaves."""
+    found = [free for free in (_machine(), *(_left(*files) for files in CGROUPS)) if free]
+    return min(found, default=1 << 62)
+
+
+def fits(directory: Path, limit: str | None) -> bool:
+    """Can the model of a directory be held as stored and once more in float32, as a run does that
+    keeps everything in memory? `limit`: what the user allows ("4GB"), else a share of what is
+    free."""
+    allowed = parse_size(limit) if limit is not None else int(SHARE * available())
+    stored, _ = directory_bytes(directory)
+    return 3 * stored <= allowed  # 16-bit weights and their float32 copy
+
+
+def _machine() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    return next((1024 * int(x.split()[1]) for x in lines if x.startswith("MemAvailable:")), None)
+
+
+def _left(limit: str, use: str) -> int | None:
+    try:
+        return max(int(Path(limit).read_text()) - int(Path(use).read_text()), 1)
+    except (OSError, ValueError):  # not in a container, or without a limit ("max")
+        return None

@@ -1,0 +1,67 @@
+"""Figures of a model whose weights stay on the disk: scored block by block. Plain quantization is
+applied to each weight as it comes into memory. Speed and samples want the whole model: none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from rankine.anatomy import Weight
+from rankine.checkpoint.streamed import Streamed
+from rankine.engine.plan import tensor_bytes
+from rankine.engine.run import Run
+from rankine.metric import Metric
+from rankine.structures import Quantized
+
+NOTE = (
+    "the model was measured from the disk, block by block: no speed and no sample here; "
+    "`rankine eval` takes both on a machine that holds it"
+)
+#: Weights per scale of the plain baselines.
+GROUP = 64
+
+
+def measured(run: Run) -> tuple[dict[str, dict[str, Any]], dict[str, tuple[int, float]]]:
+    """Figures of the dense model and the baselines by name; (bytes, keep) of the baselines."""
+    run.warnings.append(NOTE)
+    figures = {"dense": dict(run.task.score(run.work))}
+    sizes = {}
+    for bits in (8, 4):
+        name = f"int{bits} (plain)"
+        figures[name] = _rounded(run, Quantized(bits, group=GROUP))
+        sizes[name] = _size(run, Quantized(bits, group=GROUP))
+    return figures, sizes
+
+
+def _takes(structure: Quantized, weight: Weight) -> bool:
+    return weight.block >= 0 and weight.shape[1] * structure.code_bits % 8 == 0
+
+
+def _rounded(run: Run, structure: Quantized) -> dict[str, Any]:
+    """The task's score with the weights of all blocks rounded."""
+    assert isinstance(run.weights, Streamed)
+    turned = {
+        f"{w.path}.weight": w.operator == "conv1d"
+        for w in run.anatomy.linears
+        if _takes(structure, w)
+    }
+
+    def rounded(name: str, tensor: Tensor) -> Tensor:
+        if name not in turned:
+            return tensor
+        w_oi = (tensor.mT if turned[name] else tensor).to(run.store_dtype)
+        w_oi = structure.decode(structure.encode(w_oi, Metric())).to(tensor)
+        return w_oi.mT.contiguous() if turned[name] else w_oi
+
+    with run.weights.through(rounded):
+        return dict(run.task.score(run.work))
+
+
+def _size(run: Run, structure: Quantized) -> tuple[int, float]:
+    """(bytes on disk, keep) with those weights as codes."""
+    taken = [w for w in run.anatomy.linears if _takes(structure, w)]
+    bits = sum(structure.bits(w.shape, run.store_dtype) for w in taken)
+    weights = sum(w.size for w in taken)
+    other = tensor_bytes(run.model) - weights * run.store_dtype.itemsize
+    return other + bits // 8, bits / (16 * max(weights, 1))

@@ -1,0 +1,89 @@
+"""A model larger than the memory it may use: the same result, byte for byte, from the disk."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import tiny_models as tiny
+from rankine import UserError, compress, load
+from rankine.engine.memory import available, fits
+
+METHODS = {
+    "svd": {},
+    "svd_llm": {},
+    "lord": {},
+    "auto": {},
+    "anchored_svd": {},
+    "auto refined": {"refine": True, "epochs": 2},
+}
+
+
+def result(directory, output, memory, method="svd_llm", **fields):
+    name = method.split()[0]
+    knobs = METHODS.get(method, {})
+    return compress(
+        str(directory),
+        output=output,
+        method=name,
+        set=knobs,
+        keep=0.6,
+        memory=memory,
+        task=tiny.tokens(count=8),
+        **fields,
+    )
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt2"])
+def directory(request, tmp_path_factory):
+    place = tmp_path_factory.mktemp("model") / request.param
+    tiny.LANGUAGE[request.param]().to(torch.bfloat16).save_pretrained(place)
+    return place
+
+
+def tensors(directory):
+    found = {}
+    for file in directory.glob("*.safetensors"):
+        found.update(load_file(file))
+    return found
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_from_the_disk_it_is_the_same_bytes(directory, tmp_path, method):
+    here = result(directory, tmp_path / "here", "1TB", method, evaluate=False)
+    there = result(directory, tmp_path / "there", "1kB", method, evaluate=False)
+    expected, found = tensors(tmp_path / "here"), tensors(tmp_path / "there")
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor), name
+    assert there.report["budget"]["keep"] == here.report["budget"]["keep"]
+    assert there.report["targets"] == here.report["targets"]
+    batch = {"input_ids": tiny.ids()}
+    with torch.no_grad():
+        a, b = load(tmp_path / "here")(**batch).logits, load(tmp_path / "there")(**batch).logits
+    assert torch.equal(a, b)
+
+
+def test_the_result_is_measured_block_by_block(directory, tmp_path):
+    here = result(directory, tmp_path / "here", "1TB")
+    there = result(directory, tmp_path / "there", "1kB")
+    assert [row["name"] for row in there.report["rows"]] == [
+        row["name"] for row in here.report["rows"]
+    ]
+    for one, other in zip(here.report["rows"], there.report["rows"], strict=True):
+        assert one["bytes"] == pytest.approx(other["bytes"], rel=0.01)
+        assert one["keep"] == other["keep"]
+    assert any("from the disk" in warning for warning in there.report["warnings"])
+    assert all(parameter.is_meta for parameter in there.model.parameters())
+
+
+def test_it_wants_an_output(directory):
+    with pytest.raises(UserError, match="does not fit into memory"):
+        result(directory, None, "1kB")
+
+
+def test_what_fits(directory):
+    assert available() > 1 << 20
+    assert fits(directory, None)
+    assert fits(directory, "1GB")
+    assert not fits(directory, "1kB")
