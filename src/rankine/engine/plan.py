@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -242,6 +243,7 @@ def _seconds(
     return work / rate + 2.0
 
 
+@functools.cache
 def _flops_per_second(n: int = 512) -> float:
     a = torch.randn(n, n)
     a @ a
