@@ -10,7 +10,7 @@ from rich.console import Console
 from rankine import report
 from rankine.report import numbers as n
 from rankine.report.schema import parse
-from rankine.report.terminal import cells
+from rankine.report.terminal import cells, markdown_table
 from rankine.report.verdict import quantization, verdict
 
 
