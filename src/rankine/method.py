@@ -44,7 +44,8 @@ class Card:
     `takes` and `gives` name module kinds, `needs` data. `after` names the families whose result it
     may stand on in a recipe ("dense": an untouched model), `before` those that may stand on its
     own; None: all whose `after` names its family. Both sides must agree; training leaves the family
-    of what it trained.
+    of what it trained. `authors` (as BibTeX has them) and `year` (where `reference` does not say
+    it) are for citations.
     """
 
     name: str
@@ -58,6 +59,8 @@ class Card:
     after: tuple[str, ...] = ("dense",)
     before: tuple[str, ...] | None = None
     ours: bool = False
+    authors: str = ""
+    year: int | None = None
 
     def may_follow(self, earlier: Card, standing: str) -> bool:
         """May this stand right behind `earlier`, where `standing` is the family that stands?"""
@@ -445,7 +448,14 @@ def _import_methods() -> None:
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"rankine.methods.{module.name}")
     for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
-        entry.load()
+        try:
+            entry.load()
+        except Exception as error:
+            owner = entry.dist.name if entry.dist else entry.value
+            raise UserError(
+                f"expected methods in {entry.value} of the package {owner}, found "
+                f"{type(error).__name__}: {error}; repair or uninstall it"
+            ) from error
 
 
 def get(name: str | Method, knobs: Mapping[str, Any] | None = None) -> Method:

@@ -1,4 +1,5 @@
-"""The catalogue of methods as data: names, cards and knobs without importing torch.
+"""The catalogue of methods as data: names, cards and knobs without importing torch, unless other
+packages offer methods too.
 
 `assets/catalogue.json` is generated from the methods themselves (`make docs`).
 """
@@ -23,23 +24,33 @@ def catalogue() -> dict[str, dict[str, Any]]:
     return {entry["name"]: entry for entry in json.loads(text)["methods"]}
 
 
+@functools.cache
+def foreign() -> dict[str, dict[str, Any]]:
+    """The same of methods that other packages offer; importing them is how to know."""
+    if not metadata.entry_points(group=ENTRY_POINTS):
+        return {}
+    from rankine.cards import entry
+    from rankine.method import catalogue as everything
+
+    found = {name: cls for name, cls in everything().items() if name not in catalogue()}
+    return {name: entry(cls) for name, cls in found.items()}
+
+
 def entry(name: str) -> dict[str, Any]:
     """One method's card and knobs; raises UserError for an unknown name."""
-    found = catalogue().get(name)
+    found = catalogue().get(name) or foreign().get(name)
     if found is None:
-        raise UserError(f'unknown method "{name}"; {suggest(name, list(catalogue()))}')
+        known = [*catalogue(), *foreign()]
+        raise UserError(f'unknown method "{name}"; {suggest(name, known)}')
     return found
 
 
 def check(recipe: Recipe) -> None:
     """Raises UserError for what can be known to be wrong before anything heavy is imported."""
-    foreign = bool(metadata.entry_points(group=ENTRY_POINTS))
     for stage in recipe.chain():
-        ours = stage.method in catalogue()
-        if ours or not foreign:
-            check_knobs(stage.method, stage.set)
+        check_knobs(stage.method, stage.set)
         asked = recipe.budget(stage) is not None or recipe.max_loss is not None
-        if ours and entry(stage.method)["sized"] and not asked:
+        if entry(stage.method)["sized"] and not asked:
             raise UserError(
                 f"expected a budget for {stage.method}, found none: give one of --keep 0.7, "
                 "--size 4GB, --bits 8, or --max-loss 1.02x"

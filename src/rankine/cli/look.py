@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from rankine.cards import bibtex
 from rankine.cli import known, show
 from rankine.cli.heavy import prepare
 from rankine.cli.options import Json, Output, takes_recipe
@@ -116,16 +117,23 @@ def report(
 
 def methods(
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="one method's card")] = None,
+    cite: Annotated[bool, typer.Option("--cite", help="BibTeX for NAME instead")] = False,
     json: Json = False,
 ) -> None:
     """List the methods, or show one with its knobs."""
     if name is None:
-        entries = list(known.catalogue().values())
+        if cite:
+            raise UserError("expected the method to cite, found none: rankine methods NAME --cite")
+        entries = [*known.catalogue().values(), *known.foreign().values()]
         cells = [[e["name"], e["family"], e["summary"]] for e in entries]
         text = show.table(("method", "family", "what it does"), cells)
         show.lines("methods", [text], {"methods": entries}, json)
         return
     entry = known.entry(name)
+    if cite:
+        found = bibtex(entry)
+        show.lines("methods", [found], {"name": name, "bibtex": found}, json)
+        return
     show.lines("methods", _card(entry), {"method": entry}, json)
 
 
@@ -134,7 +142,7 @@ def _card(entry: dict[str, Any]) -> list[str]:
     facts = ("family", "takes", "needs", "gives", "after", "before")
     card = [entry["title"], f"{entry['reference']}: {entry['summary']}", ""]
     for fact in facts:
-        value = entry[fact] if isinstance(entry[fact], str) else ", ".join(entry[fact])
+        value = entry[fact] if isinstance(entry[fact], str) else ", ".join(entry[fact] or ())
         card.append(f"{fact:8}{value or 'nothing'}")
     if knobs:
         card += ["", show.table(("knob (--set name=value)", "type", "default", ""), knobs)]

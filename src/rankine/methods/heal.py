@@ -43,6 +43,7 @@ class Heal(Learning):
         name="heal",
         title="Healing: distillation and fine-tuning of a compressed model",
         reference="arXiv:1503.02531",
+        authors="Hinton, Geoffrey and Vinyals, Oriol and Dean, Jeff",
         family="training",
         summary="trains factors, or LoRA merged into them, towards the model before compression",
         takes=("linear", "embedding"),

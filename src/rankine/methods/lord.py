@@ -38,6 +38,7 @@ class LoRD(Compressor):
         name="lord",
         title="Low Rank Decomposition of Monolingual Code LLMs for One-Shot Compression",
         reference="arXiv:2309.14021",
+        authors="Kaushal, Ayush and Vaidhya, Tejas and Rish, Irina",
         family="low-rank",
         summary="PCA of each layer's outputs, ranks per layer type by a sensitivity sweep",
         needs=("calibration",),

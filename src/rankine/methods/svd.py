@@ -20,6 +20,8 @@ class SVD(Compressor):
         name="svd",
         title="The approximation of one matrix by another of lower rank",
         reference="doi:10.1007/BF02288367",
+        authors="Eckart, Carl and Young, Gale",
+        year=1936,
         family="low-rank",
         summary="truncated SVD of each weight, no data",
         takes=("linear", "embedding"),

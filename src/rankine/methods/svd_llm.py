@@ -27,6 +27,7 @@ class SVDLLM(Compressor):
         name="svd_llm",
         title="SVD-LLM: Truncation-aware Singular Value Decomposition for LLM Compression",
         reference="arXiv:2403.07378",
+        authors="Wang, Xin and Zheng, Yu and Wan, Zhongwei and Zhang, Mi",
         family="low-rank",
         summary="SVD whitened by the inputs' second moment, uniform ranks",
         needs=("calibration",),
