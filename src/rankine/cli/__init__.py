@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -15,7 +16,7 @@ BROKEN, INTERRUPTED = 1, 130
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit: 0 done, 2 a user's mistake, 3 no result that holds what was
-    asked, 130 interrupted; 1 is ours: a traceback, please report it."""
+    asked, 130 or 143 stopped by a signal; 1 is ours: a traceback, please report it."""
     be_passive()
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
@@ -46,6 +47,7 @@ def _outcome(arguments: Sequence[str]) -> tuple[int, str]:
     import typer
 
     from rankine.cli.app import app
+    from rankine.cli.interrupt import StoppedError
     from rankine.errors import UserError
 
     try:
@@ -54,6 +56,9 @@ def _outcome(arguments: Sequence[str]) -> tuple[int, str]:
         return error.exit_code, str(error)
     except typer.TyperException as error:
         return UserError.exit_code, error.format_message()
+    except StoppedError as error:
+        same = shlex.join(["rankine", *(a for a in arguments if a != "--fresh")])
+        return error.exit_code, f"{error}; what is done is kept, go on with: {same}"
     except OSError as error:  # a disk that is full, a file that is not ours to read
         what = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
         return UserError.exit_code, f"expected files to read and write, found: {what}"

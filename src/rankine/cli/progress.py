@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from rankine.cli import logs
+from rankine.cli.interrupt import between_units
 
 
 class Progress(Protocol):
@@ -19,7 +20,18 @@ class Progress(Protocol):
 @contextmanager
 def bars() -> Iterator[Progress]:
     """One bar per stage on a terminal; elsewhere one line when a stage ends; with --log-json an
-    object for each unit of work."""
+    object for each unit of work. Between units a signal ends the command (`cli.interrupt`)."""
+    with between_units() as check, _shown() as show:
+
+        def progress(stage: str, done: int, total: int) -> None:
+            show(stage, done, total)
+            check()
+
+        yield progress
+
+
+@contextmanager
+def _shown() -> Iterator[Progress]:
     if logs.is_json():
         yield _recorded
         return
