@@ -8,29 +8,33 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import importlib.metadata
-import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, ClassVar, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from rankine.anatomy import Anatomy, Target, Weight, weight_targets
 from rankine.budget import Allocator, Bid, Budget, Option, Uniform
-from rankine.errors import UserError, suggest
-from rankine.linalg.anchor import anchored_goal
-from rankine.metric import Gram, Metric
+from rankine.errors import UserError
+from rankine.fitting import (
+    PIVOT_HARM,
+    anchored,
+    bits_of_tied,
+    dense_bid,
+    rebuilt,
+    stored_parts,
+    two_sided,
+    unless_rounding_hurts,
+)
+from rankine.metric import Metric
 from rankine.patch import Patch
 from rankine.statistics import Fisher, Moment, Need, OutputGradient
 from rankine.structures import Dense, LowRank, Structure
 from rankine.tasks import Task
-
-ENTRY_POINTS = "rankine.methods"
 
 #: Inputs the solve sees: the dense model's, the compressed prefix's, or both (anchored: give the
 #: dense outputs from the compressed inputs).
@@ -339,85 +343,7 @@ class Runtime(Method):
         this call swapped; the state dict is the same throughout."""
 
 
-def stored_parts(
-    choice: Structure, goal: Tensor, metric: Metric, dtype: torch.dtype
-) -> dict[str, Tensor]:
-    """The parts as they will be stored: floating ones in `dtype`."""
-    parts = choice.encode(goal, metric)
-    return {n: t.to(dtype) if t.is_floating_point() else t for n, t in parts.items()}
-
-
-def rebuilt(choice: Structure, stored: dict[str, Tensor]) -> Tensor:
-    """The matrix that stored parts stand for, without the rounding of multiplying them."""
-    return choice.decode({n: t.double() if t.is_floating_point() else t for n, t in stored.items()})
-
-
-#: A pivoted form may add this share to a target's loss by rounding; else two factors are stored.
-PIVOT_HARM = 0.01
-
-
-def unless_rounding_hurts(
-    choice: LowRank,
-    stored: dict[str, Tensor],
-    goal: Tensor,
-    metric: Metric,
-    dtype: torch.dtype,
-) -> tuple[LowRank, dict[str, Tensor]]:
-    """The pivoted form, or the largest two factors within its bits where rounding its
-    coefficients adds more than PIVOT_HARM to the loss of the same rank in two factors, and more
-    than the lower rank does."""
-    plain = dataclasses.replace(choice, pivoted=False)
-    reference = metric.loss(goal, rebuilt(plain, stored_parts(plain, goal, metric, dtype)))
-    loss = metric.loss(goal, rebuilt(choice, stored))
-    if loss <= (1 + PIVOT_HARM) * reference:
-        return choice, stored
-    bits = choice.bits(goal.shape, dtype)
-    rank = max(
-        r
-        for r in range(1, choice.rank + 1)
-        if dataclasses.replace(plain, rank=r).bits(goal.shape, dtype) <= bits
-    )
-    smaller = dataclasses.replace(plain, rank=rank)
-    parts = stored_parts(smaller, goal, metric, dtype)
-    better = metric.loss(goal, rebuilt(smaller, parts)) < loss
-    return (smaller, parts) if better else (choice, stored)
-
-
-def bits_of_tied(target: Target, choice: Structure, dtype: torch.dtype) -> int:
-    """What output layers that share a factored table store of their own: its `up`, turned."""
-    if target.kind != "table" or not isinstance(choice, LowRank):
-        return 0
-    heads = sum(weight.operator != "embedding" for weight in target.weights)
-    return heads * choice.rank * target.shape[0] * dtype.itemsize * 8
-
-
-def two_sided(
-    weight: Weight, evidence: Evidence, need: OutputGradient, shrink_in: float, shrink_out: float
-) -> Metric:
-    """‖G^{1/2} (W − Ŵ) H^{1/2}‖² with both moments shrunk towards the identity; half of it
-    predicts the loss per term (KFAC)."""
-    inputs = Gram(evidence.inputs(weight).h_nn).shrink(shrink_in)
-    outputs = Gram(evidence.gradient(weight, need).h_nn).shrink(shrink_out)
-    return Metric(inputs, outputs, scale=0.5)
-
-
-def anchored(weight: Weight, source: Source, evidence: Evidence, ridge: float) -> Tensor:
-    """The weight; on an anchored stream, shifted to give the dense outputs (linalg.anchor)."""
-    w_oi, cross_ii = source.weight(weight), source.cross(weight)
-    if cross_ii is None:
-        return w_oi
-    return anchored_goal(w_oi, cross_ii, evidence.inputs(weight).h_nn, ridge)
-
-
-def dense_bid(target: Target, goal: Tensor, dtype: torch.dtype, options: Sequence[Option]) -> Bid:
-    """A bid with the dense weight as its last option, so that nothing ever grows."""
-    dense = Option(Dense(), goal.numel() * dtype.itemsize * 8, 0.0)
-    kept = tuple(option for option in options if option.bits < dense.bits)
-    role = target.weights[0].role
-    return Bid(target.id, target.members, (*kept, dense), goal.numel() * 16, group=role)
-
-
-# -- discovery ------------------------------------------------------------------------------------
+# -- registration ---------------------------------------------------------------------------------
 M = TypeVar("M", bound=type[Method])
 _METHODS: dict[str, type[Method]] = {}
 
@@ -434,90 +360,26 @@ def method(cls: M) -> M:
     return cls
 
 
-def catalogue() -> dict[str, type[Method]]:
-    """Every method: ours, those other packages offer (entry-point group `rankine.methods`), and
-    what the process has registered since."""
-    _import_methods()
+def registered() -> dict[str, type[Method]]:
+    """By name: the methods whose modules were imported (`rankine.discovery` imports them all)."""
     return dict(sorted(_METHODS.items()))
 
 
-@cache
-def _import_methods() -> None:
-    """Importing registers; packages are walked once per process."""
-    package = importlib.import_module("rankine.methods")
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"rankine.methods.{module.name}")
-    for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
-        try:
-            entry.load()
-        except Exception as error:
-            owner = entry.dist.name if entry.dist else entry.value
-            raise UserError(
-                f"expected methods in {entry.value} of the package {owner}, found "
-                f"{type(error).__name__}: {error}; repair or uninstall it"
-            ) from error
+if TYPE_CHECKING:
+    from rankine.discovery import catalogue as catalogue
+    from rankine.discovery import convert as convert
+    from rankine.discovery import get as get
+else:
 
-
-def get(name: str | Method, knobs: Mapping[str, Any] | None = None) -> Method:
-    """The method of that name with the given knobs; raises UserError on unknown ones."""
-    if isinstance(name, Method):
-        return dataclasses.replace(name, **(knobs or {}))
-    known = catalogue()
-    if name not in known:
-        raise UserError(f'unknown method "{name}"; {suggest(name, list(known))}')
-    cls = known[name]
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    values = {}
-    for knob, value in (knobs or {}).items():
-        if knob not in fields:
-            raise UserError(f'{name} has no knob "{knob}"; {suggest(knob, list(fields))}')
-        values[knob] = convert(value, fields[knob], name)
-    return cls(**values)
-
-
-def convert(value: Any, field: dataclasses.Field[Any], owner: str) -> Any:
-    """A knob's value as its type (command lines give strings); raises UserError."""
-    kind = str(field.type)
-    if value is None and "None" in kind:
-        return None
-    base = kind.replace(" | None", "")
-    parse: dict[str, Callable[[Any], Any]] = {
-        "bool": _parse_bool,
-        "int": _parse_int,
-        "float": float,
-        "str": str,
-    }
-    if isinstance(value, str) and value.lower() == "none" and "None" in kind:
-        return None
-    if base not in parse:
-        if base.startswith("tuple"):
-            items = value.split(",") if isinstance(value, str) else value
-            return tuple(items)
-        return value
-    try:
-        return parse[base](value)
-    except (TypeError, ValueError):
-        raise UserError(f"expected {owner}.{field.name} to be {base}, found {value!r}") from None
-
-
-def _parse_bool(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    text = str(value).lower()
-    if text in ("true", "yes", "on", "1"):
-        return True
-    if text in ("false", "no", "off", "0"):
-        return False
-    raise ValueError(value)
-
-
-def _parse_int(value: Any) -> int:
-    if isinstance(value, bool) or (isinstance(value, float) and value != int(value)):
-        raise ValueError(value)
-    return int(value)
+    def __getattr__(name: str) -> Any:
+        """One place to import from for whoever writes a method: discovery stands a floor above."""
+        if name not in ("catalogue", "convert", "get"):
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module("rankine.discovery"), name)
 
 
 __all__ = [
+    "PIVOT_HARM",
     "Bench",
     "Card",
     "Compressor",
@@ -532,8 +394,10 @@ __all__ = [
     "Stream",
     "anchored",
     "catalogue",
+    "convert",
     "dense_bid",
     "get",
     "method",
+    "registered",
     "two_sided",
 ]

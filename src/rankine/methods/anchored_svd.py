@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from rankine.anatomy import Target
-from rankine.method import Card, Compressor, Evidence, Source, Stream, anchored, method
+from rankine.fitting import anchored
+from rankine.method import Card, Compressor, Evidence, Source, Stream, method
 from rankine.metric import Gram, Metric
 from rankine.statistics import InputMoment, Need
 

@@ -21,19 +21,8 @@ from torch import Tensor
 from rankine.anatomy import Target
 from rankine.budget import Allocator, Bid, Knapsack, Option, Uniform
 from rankine.errors import UserError
-from rankine.method import (
-    PIVOT_HARM,
-    Card,
-    Compressor,
-    Evidence,
-    Refine,
-    Source,
-    Stream,
-    anchored,
-    dense_bid,
-    method,
-    two_sided,
-)
+from rankine.fitting import PIVOT_HARM, anchored, dense_bid, two_sided
+from rankine.method import Card, Compressor, Evidence, Refine, Source, Stream, method
 from rankine.metric import Metric
 from rankine.patch import Patch
 from rankine.statistics import InputMoment, Need, OutputGradient

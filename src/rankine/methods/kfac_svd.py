@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from rankine.anatomy import Target
 from rankine.budget import Allocator, Knapsack, Uniform
 from rankine.errors import UserError
-from rankine.method import Card, Compressor, Evidence, method, two_sided
+from rankine.fitting import two_sided
+from rankine.method import Card, Compressor, Evidence, method
 from rankine.metric import Metric
 from rankine.statistics import InputMoment, Need, OutputGradient
 

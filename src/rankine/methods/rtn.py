@@ -14,7 +14,8 @@ from torch import Tensor
 
 from rankine.anatomy import Target
 from rankine.budget import Bid
-from rankine.method import Card, Compressor, dense_bid, method
+from rankine.fitting import dense_bid
+from rankine.method import Card, Compressor, method
 from rankine.metric import Metric
 from rankine.structures import Dense, Quantized, Structure
 

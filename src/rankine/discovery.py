@@ -1,0 +1,99 @@
+"""Which methods there are, and how a name and knobs as users type them become one."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.metadata
+import pkgutil
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+from rankine.errors import UserError, suggest
+from rankine.method import Method, registered
+
+ENTRY_POINTS = "rankine.methods"
+
+
+def catalogue() -> dict[str, type[Method]]:
+    """Every method: ours, those other packages offer (entry-point group `rankine.methods`), and
+    what the process has registered since."""
+    _import_methods()
+    return registered()
+
+
+@cache
+def _import_methods() -> None:
+    """Importing registers; packages are walked once per process."""
+    package = importlib.import_module("rankine.methods")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"rankine.methods.{module.name}")
+    for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
+        try:
+            entry.load()
+        except Exception as error:
+            owner = entry.dist.name if entry.dist else entry.value
+            raise UserError(
+                f"expected methods in {entry.value} of the package {owner}, found "
+                f"{type(error).__name__}: {error}; repair or uninstall it"
+            ) from error
+
+
+def get(name: str | Method, knobs: Mapping[str, Any] | None = None) -> Method:
+    """The method of that name with the given knobs; raises UserError on unknown ones."""
+    if isinstance(name, Method):
+        return dataclasses.replace(name, **(knobs or {}))
+    known = catalogue()
+    if name not in known:
+        raise UserError(f'unknown method "{name}"; {suggest(name, list(known))}')
+    cls = known[name]
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    values = {}
+    for knob, value in (knobs or {}).items():
+        if knob not in fields:
+            raise UserError(f'{name} has no knob "{knob}"; {suggest(knob, list(fields))}')
+        values[knob] = convert(value, fields[knob], name)
+    return cls(**values)
+
+
+def convert(value: Any, field: dataclasses.Field[Any], owner: str) -> Any:
+    """A knob's value as its type (command lines give strings); raises UserError."""
+    kind = str(field.type)
+    if value is None and "None" in kind:
+        return None
+    base = kind.replace(" | None", "")
+    parse: dict[str, Callable[[Any], Any]] = {
+        "bool": _parse_bool,
+        "int": _parse_int,
+        "float": float,
+        "str": str,
+    }
+    if isinstance(value, str) and value.lower() == "none" and "None" in kind:
+        return None
+    if base not in parse:
+        if base.startswith("tuple"):
+            items = value.split(",") if isinstance(value, str) else value
+            return tuple(items)
+        return value
+    try:
+        return parse[base](value)
+    except (TypeError, ValueError):
+        raise UserError(f"expected {owner}.{field.name} to be {base}, found {value!r}") from None
+
+
+def _parse_bool(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    text = str(value).lower()
+    if text in ("true", "yes", "on", "1"):
+        return True
+    if text in ("false", "no", "off", "0"):
+        return False
+    raise ValueError(value)
+
+
+def _parse_int(value: Any) -> int:
+    if isinstance(value, bool) or (isinstance(value, float) and value != int(value)):
+        raise ValueError(value)
+    return int(value)

@@ -1,0 +1,98 @@
+"""What methods share when they bid and fit: pure functions on goals, metrics and structures."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from rankine.anatomy import Target, Weight
+from rankine.budget import Bid, Option
+from rankine.linalg.anchor import anchored_goal
+from rankine.metric import Gram, Metric
+from rankine.statistics import OutputGradient
+from rankine.structures import Dense, LowRank, Structure
+
+if TYPE_CHECKING:  # protocols; a floor above
+    from rankine.method import Evidence, Source
+
+
+def stored_parts(
+    choice: Structure, goal: Tensor, metric: Metric, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """The parts as they will be stored: floating ones in `dtype`."""
+    parts = choice.encode(goal, metric)
+    return {n: t.to(dtype) if t.is_floating_point() else t for n, t in parts.items()}
+
+
+def rebuilt(choice: Structure, stored: dict[str, Tensor]) -> Tensor:
+    """The matrix that stored parts stand for, without the rounding of multiplying them."""
+    return choice.decode({n: t.double() if t.is_floating_point() else t for n, t in stored.items()})
+
+
+#: A pivoted form may add this share to a target's loss by rounding; else two factors are stored.
+PIVOT_HARM = 0.01
+
+
+def unless_rounding_hurts(
+    choice: LowRank,
+    stored: dict[str, Tensor],
+    goal: Tensor,
+    metric: Metric,
+    dtype: torch.dtype,
+) -> tuple[LowRank, dict[str, Tensor]]:
+    """The pivoted form, or the largest two factors within its bits where rounding its
+    coefficients adds more than PIVOT_HARM to the loss of the same rank in two factors, and more
+    than the lower rank does."""
+    plain = dataclasses.replace(choice, pivoted=False)
+    reference = metric.loss(goal, rebuilt(plain, stored_parts(plain, goal, metric, dtype)))
+    loss = metric.loss(goal, rebuilt(choice, stored))
+    if loss <= (1 + PIVOT_HARM) * reference:
+        return choice, stored
+    bits = choice.bits(goal.shape, dtype)
+    rank = max(
+        r
+        for r in range(1, choice.rank + 1)
+        if dataclasses.replace(plain, rank=r).bits(goal.shape, dtype) <= bits
+    )
+    smaller = dataclasses.replace(plain, rank=rank)
+    parts = stored_parts(smaller, goal, metric, dtype)
+    better = metric.loss(goal, rebuilt(smaller, parts)) < loss
+    return (smaller, parts) if better else (choice, stored)
+
+
+def bits_of_tied(target: Target, choice: Structure, dtype: torch.dtype) -> int:
+    """What output layers that share a factored table store of their own: its `up`, turned."""
+    if target.kind != "table" or not isinstance(choice, LowRank):
+        return 0
+    heads = sum(weight.operator != "embedding" for weight in target.weights)
+    return heads * choice.rank * target.shape[0] * dtype.itemsize * 8
+
+
+def two_sided(
+    weight: Weight, evidence: Evidence, need: OutputGradient, shrink_in: float, shrink_out: float
+) -> Metric:
+    """‖G^{1/2} (W − Ŵ) H^{1/2}‖² with both moments shrunk towards the identity; half of it
+    predicts the loss per term (KFAC)."""
+    inputs = Gram(evidence.inputs(weight).h_nn).shrink(shrink_in)
+    outputs = Gram(evidence.gradient(weight, need).h_nn).shrink(shrink_out)
+    return Metric(inputs, outputs, scale=0.5)
+
+
+def anchored(weight: Weight, source: Source, evidence: Evidence, ridge: float) -> Tensor:
+    """The weight; on an anchored stream, shifted to give the dense outputs (linalg.anchor)."""
+    w_oi, cross_ii = source.weight(weight), source.cross(weight)
+    if cross_ii is None:
+        return w_oi
+    return anchored_goal(w_oi, cross_ii, evidence.inputs(weight).h_nn, ridge)
+
+
+def dense_bid(target: Target, goal: Tensor, dtype: torch.dtype, options: Sequence[Option]) -> Bid:
+    """A bid with the dense weight as its last option, so that nothing ever grows."""
+    dense = Option(Dense(), goal.numel() * dtype.itemsize * 8, 0.0)
+    kept = tuple(option for option in options if option.bits < dense.bits)
+    role = target.weights[0].role
+    return Bid(target.id, target.members, (*kept, dense), goal.numel() * 16, group=role)
