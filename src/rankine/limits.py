@@ -76,8 +76,8 @@ def _leaves(value: Any) -> Iterator[tuple[Any, int]]:
 
 def parse_yaml(text: str, where: object) -> Any:
     """The value of a YAML text, by the safe loader: no objects, only data. Raises UserError for a
-    damaged one, for nesting deeper than `DEPTH`, and for more than `YAML_VALUES` values, each
-    alias counted as all that it stands for."""
+    damaged one, for tags, for nesting deeper than `DEPTH`, and for more than `YAML_VALUES` values,
+    each alias counted as all that it stands for."""
     try:
         _measure_yaml(text, where)
         return yaml.safe_load(text)
@@ -107,6 +107,8 @@ def _measure_yaml(text: str, where: object) -> None:
         elif isinstance(event, yaml.ScalarEvent):
             total += 1
             sizes |= {event.anchor: 1} if event.anchor else {}
+        if (tag := getattr(event, "tag", None)) is not None:
+            raise UserError(f"expected plain values in {where}, found the tag {tag!r:.60}")
         if len(opened) > DEPTH:
             raise _too_deep(where)
         if total > YAML_VALUES:

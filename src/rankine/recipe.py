@@ -184,7 +184,9 @@ class Recipe(BaseModel):
             return cls(**fields)
         except ValidationError as error:
             first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"]) or "recipe"
+            # Behind the field pydantic names the branch of a union, too: size.int.
+            loc = first["loc"][: 3 if first["loc"][:1] == ("stages",) else 1]
+            place = ".".join(map(str, loc)) or "recipe"
             if first["type"] == "extra_forbidden":
                 known = list(cls.model_fields)
                 raise UserError(f'unknown option "{place}"; {suggest(place, known)}') from None
