@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rankine.budget import (
+    Ceiling,
     Energy,
     Entropic,
     Knapsack,
@@ -20,7 +21,15 @@ from rankine.budget import (
 from rankine.budget.planting import plant
 from rankine.errors import BudgetError
 
-RULES = [Uniform(), Energy(), Threshold(), Threshold(power=0.5), Entropic(), Entropic("auto")]
+RULES = [
+    Uniform(),
+    Energy(),
+    Threshold(),
+    Threshold(power=0.5),
+    Ceiling(),
+    Entropic(),
+    Entropic("auto"),
+]
 every_rule = pytest.mark.parametrize("rule", RULES, ids=repr)
 
 
@@ -157,6 +166,39 @@ def test_threshold_reads_curves_that_are_not_convex():
     steep = bid("x", [(0, 10.0), (8, 0.5)], 16)
     chosen = Threshold().allocate([bumpy, steep], 16)
     assert {o.bits for o in chosen.values()} == {8}  # never the option above the hull, at 4
+
+
+@given(bids=forests(), share=st.floats(0, 1))
+@settings(max_examples=40, deadline=None)
+def test_ceiling_takes_the_smallest_option_below_one_loss(bids, share):
+    """Against every ceiling in turn, on targets that contain no others."""
+    flat = [replace(b, target=str(n), members=(str(n),)) for n, b in enumerate(bids)]
+    least = sum(min(o.bits for o in b.options) for b in flat)
+    budget = int(least + share * (sum(b.dense_bits for b in flat) - least))
+    chosen = Ceiling().allocate(flat, budget)
+    losses = {b.target: [b.scale * max(o.loss, 0.0) for o in b.options] for b in flat}
+    best = 0
+    for ceiling in [np.inf, *{loss for found in losses.values() for loss in found}]:
+        sizes = [
+            min((o.bits for o, loss in zip(b.options, losses[b.target]) if loss < ceiling),
+                default=None)
+            for b in flat
+        ]  # fmt: skip
+        if ceiling == np.inf:
+            sizes = [min(o.bits for o in b.options) for b in flat]
+        if None not in sizes and sum(sizes) <= budget:
+            best = max(best, sum(sizes))
+    assert total_bits(chosen) >= best
+
+
+def test_ceiling_counts_the_scale_and_skips_what_is_worse_and_larger():
+    bumpy = bid("w", [(2, 9.0), (4, 3.0), (8, 5.0), (12, 1.0)], 16)
+    louder = bid("x", [(2, 9.0), (4, 3.0), (8, 5.0), (12, 1.0)], 16, scale=10.0)
+    chosen = Ceiling().allocate([bumpy, louder], 17)
+    assert (chosen["w"].bits, chosen["x"].bits) == (2, 12)  # 9 and 10 x 1
+    assert {o.bits for o in Ceiling().allocate([bumpy, bid("y", [(4, 2.9)], 16)], 8).values()} == {
+        4
+    }
 
 
 def entropic(score, keep, rule=None):

@@ -10,7 +10,7 @@ from torch import Tensor
 from rankine.anatomy import Target, Weight
 from rankine.method import Compressor
 from rankine.patch import Patch
-from rankine.statistics import Moment, OutputGradient
+from rankine.statistics import Fisher, Moment, OutputGradient
 from rankine.structures import LowRank, Structure
 
 
@@ -59,6 +59,16 @@ class Layer:
         """Of the output."""
         assert self.g_no is not None
         return moment(self.g_no)
+
+    def magnitude(self, weight: Weight) -> Tensor:
+        """Of the inputs."""
+        return self.x_ni.abs().mean(0)
+
+    def fisher(self, weight: Weight) -> Fisher:
+        """Each row an example of its own: E[(g_o x_i)²]."""
+        assert self.g_no is not None
+        squared_oi = self.g_no.square().T @ self.x_ni.square() / len(self.x_ni)
+        return Fisher(squared_oi.sum(0), squared_oi.sum(1), len(self.x_ni), 1.0)
 
     def weight(self, weight: Weight) -> Tensor:
         """The matrix."""

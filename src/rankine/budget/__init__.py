@@ -9,7 +9,7 @@
 {'q': 'rank 8', 'v': 'dense'}
 """
 
-from rankine.budget.allocators import Allocator, Energy, Entropic, Threshold, Uniform
+from rankine.budget.allocators import Allocator, Ceiling, Energy, Entropic, Threshold, Uniform
 from rankine.budget.bids import Bid, Option, total_bits, total_loss
 from rankine.budget.knapsack import Knapsack
 from rankine.budget.units import Budget, format_bytes, parse_size
@@ -18,6 +18,7 @@ __all__ = [
     "Allocator",
     "Bid",
     "Budget",
+    "Ceiling",
     "Energy",
     "Entropic",
     "Knapsack",

@@ -2,8 +2,9 @@
 
 They read the same bids as `Knapsack` and serve as baselines and as the rules of published
 systems. `Uniform` and `Entropic` give every target a size and take the best that fits it;
-`Energy` and `Threshold` give every target a quality and take the smallest that reaches it. Each
-has one level, set as high as the budget allows; what is then left of the budget stays unused.
+`Energy`, `Threshold` and `Ceiling` give every target a quality and take the smallest that reaches
+it. Each has one level, set as high as the budget allows; what is then left of the budget stays
+unused.
 
 Where targets contain targets, a node competes with its children at the same level: by loss where
 the level is a size, by bits where it is a quality.
@@ -112,6 +113,26 @@ class Threshold:
             due.append(np.append(-np.inf, -normal))
         hulls = select(forest, np.concatenate(corners))
         return _by_quality(forest, hulls, np.concatenate(due), bits)
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """One ceiling for all: the smallest option whose loss stays below it.
+
+    With probed losses this is the rank search of ASVD (2312.05821); with the largest normalised
+    singular value that an option cuts, the threshold of WeLore (2407.11239). `Bid.scale` counts.
+    """
+
+    def allocate(self, bids: Sequence[Bid], bits: int) -> dict[str, Option]:
+        """See `Allocator.allocate`."""
+        forest = plant(bids)
+        if not bids:
+            return {}
+        curves = undominated(forest)
+        # An option is too small as soon as the ceiling comes down to its loss.
+        due = np.append(-np.inf, -curves.cost[:-1])
+        due[curves.start[:-1]] = -np.inf
+        return _by_quality(forest, curves, due, bits)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 
@@ -255,9 +256,13 @@ class WorkBench:
 
     def probe(self, patch: Patch) -> float:
         """Mean loss per term with the patch minus without."""
-        before = self._loss()
+        before = self._before
         with tried(self.stage.run, patch):
             return self._loss() - before
+
+    @cached_property
+    def _before(self) -> float:
+        return self._loss()
 
     @torch.no_grad()
     def _loss(self) -> float:

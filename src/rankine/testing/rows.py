@@ -15,6 +15,8 @@ class Row:
     knobs: dict[str, Any] = field(default_factory=dict)
     #: The budget is shared by probing the model: on an untrained one, smaller may cost nothing.
     probes: bool = False
+    #: One level for all targets: what is then left of the budget stays unused.
+    coarse: bool = False
 
     @property
     def id(self) -> str:

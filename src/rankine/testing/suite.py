@@ -141,8 +141,8 @@ class MethodChecks:
             chosen = choices[bid.target]
             if same_share(row):
                 slack = int(row.keep * bid.dense_bits) - chosen.bits
-            elif row.probes:
-                break  # one share per type: coarse on purpose
+            elif row.probes or row.coarse:
+                break  # one share per type, one level for all: coarse on purpose
             better = [o for o in bid.options if chosen.bits < o.bits <= chosen.bits + slack]
             assert not [o for o in better if o.loss < chosen.loss * (1 - 1e-6) - 1e-15], bid.target
 
