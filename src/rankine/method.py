@@ -224,7 +224,9 @@ class Compressor(Method):
         self, anatomy: Anatomy, include: Sequence[str] = (), exclude: Sequence[str] = ()
     ) -> list[Target]:
         """What is replaced; default: each linear weight of every block by itself."""
-        return weight_targets(anatomy, include, exclude, tables="embedding" in self.card.takes)
+        takes = self.card.takes
+        banks, tables = "bank" in takes, "embedding" in takes
+        return weight_targets(anatomy, include, exclude, banks=banks, tables=tables)
 
     def needs(self, target: Target) -> frozenset[Need]:
         """What must be measured for a target; default: nothing."""
@@ -264,9 +266,9 @@ class Compressor(Method):
 
     def sizes(self, target: Target, dtype: torch.dtype) -> Bid:
         """`bid` for rules that are `by_size`."""
-        options = self.structure(target).sizes(target.shape, dtype)
+        options = self.structure(target).sizes(target.stored_shape, dtype)
         named = [dataclasses.replace(option, by=self.name) for option in options]
-        return dense_bid(target, torch.empty(target.shape, device="meta"), dtype, named)
+        return dense_bid(target, torch.empty(target.stored_shape, device="meta"), dtype, named)
 
     def structure(self, target: Target) -> Structure:
         """The template for one target: of a table where an embedding stands (a centred fit may add

@@ -210,7 +210,7 @@ def test_a_table_inside_a_block_is_chosen_only_by_name():
     table = described.weight("trunk.0.position")
     assert (table.role, table.block) == ("embedding", 0)
     assert table.path not in {t.id for t in anatomy.weight_targets(described)}
-    (target,) = anatomy.weight_targets(described, include=["trunk.0.position"])
+    (target,) = anatomy.weight_targets(described, include=["trunk.0.position"], tables=True)
     assert target.weights == (table,)
 
 

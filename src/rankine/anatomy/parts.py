@@ -207,6 +207,12 @@ class Target:
         return weight.shape
 
     @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """`shape`, behind the number of copies where it is a bank."""
+        first = self.weights[0]
+        return (first.copies, *self.shape) if first.operator == "bank" else self.shape
+
+    @property
     def size(self) -> int:
         """Number of stored weights: a matrix that shares another member's storage adds none."""
         own = {f"{weight.path}.weight" for weight in self.weights}

@@ -32,7 +32,7 @@ def solves_at_once(stage: Stage) -> bool:
         and all(
             target.kind == "weight"
             and len(target.weights) == 1
-            and target.weights[0].operator in ("linear", "conv1d")
+            and target.weights[0].operator in ("linear", "conv1d", "bank")
             for target in stage.targets
         )
     )

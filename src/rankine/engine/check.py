@@ -16,7 +16,7 @@ from rankine.checkpoint import load, open_streamed
 from rankine.engine.run import Run
 from rankine.errors import UserError
 from rankine.patch import Patch, stored_bits
-from rankine.structures import weight_shape
+from rankine.structures.bank import full_shape
 from rankine.tasks import FunctionTask
 
 
@@ -52,7 +52,7 @@ def check_bits(model: nn.Module, patch: Patch, choices: Mapping[str, Option]) ->
         found = stored_bits(model, path)
         if any(inner.startswith(path + ".") for inner in patch.modules):
             continue
-        stated = structure.bits(weight_shape(model.get_submodule(path)), dtype)
+        stated = structure.bits(full_shape(model.get_submodule(path)), dtype)
         if found != stated:
             raise AssertionError(
                 f"{path}: {structure} states {stated} bits and stores {found}: please report this"

@@ -19,7 +19,7 @@ from rankine.evaluation.latency import decode_speed, measure_latency
 from rankine.method import Learning, get
 from rankine.patch import stored_bits
 from rankine.recipe import Recipe
-from rankine.structures import weight_shape
+from rankine.structures.bank import full_shape
 from rankine.training.heal import standing
 
 #: Steps whose mean loss the report keeps as one point.
@@ -82,7 +82,7 @@ def _kept(run: Run) -> float:
     """Stored bits ÷ 16 per weight of what stands compressed in the model."""
     found = standing(run.model, run.patch).modules
     paths = [p for p in found if not any(p.startswith(other + ".") for other in found)]
-    weights = sum(math.prod(weight_shape(run.model.get_submodule(p))) for p in paths)
+    weights = sum(math.prod(full_shape(run.model.get_submodule(p))) for p in paths)
     if not weights:
         return run.store_dtype.itemsize / 2
     return stored_bits(run.model, *paths) / (16 * weights)

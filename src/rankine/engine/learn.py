@@ -12,6 +12,7 @@ from rankine.engine.plan import tensor_bytes
 from rankine.engine.run import Run, computing_copy, model_fingerprint
 from rankine.engine.stage import put
 from rankine.method import Learner, Learning
+from rankine.modules import conceal
 from rankine.patch import Patch
 from rankine.tasks import LanguageModelling, Task
 from rankine.tasks.distillation import check_vocabulary
@@ -30,6 +31,7 @@ class Learned:
 
 def learn(run: Run, method: Learning, number: int, teacher: nn.Module | None) -> Learned:
     """Train the run's working copy, which then holds the stored (rounded) values."""
+    conceal(run.work)  # what is trained is named as in the model that is saved
     task, per_step = feeding(run.task, method.sequences)
     learner = method.learner(standing(run.work, run.patch))
     unit = f"{method.name}-{number}"

@@ -12,6 +12,7 @@ from torch import nn
 from rankine.anatomy import Anatomy, Target, Weight, describe
 from rankine.engine.run import Run
 from rankine.method import Compressor
+from rankine.modules import expose
 from rankine.recipe import Recipe
 from rankine.statistics import as_walked
 from rankine.structures import Structure
@@ -20,6 +21,8 @@ from rankine.structures import Structure
 def seen_by(method: Compressor, run: Run) -> Anatomy:
     """The working copy's anatomy for a stage. One that measures gets blocks only where they are a
     chain; the others are spared the forward pass that tells."""
+    if not run.streamed:  # whose experts, if any, are modules already
+        expose(run.work)
     anatomy = describe(run.work)
     if method.inside:
         anatomy = with_parts(anatomy, run.work)

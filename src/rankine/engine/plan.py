@@ -19,8 +19,10 @@ from rankine.errors import UserError
 from rankine.evaluation.latency import faster_from, pays
 from rankine.kernels.fused import missing
 from rankine.method import Compressor, Learning, Method, get
+from rankine.modules import module_at
 from rankine.recipe import Recipe
 from rankine.recipe import Stage as StageRecipe
+from rankine.structures.bank import Bank
 from rankine.tasks import FunctionTask, Task, parse_tokens
 
 #: Mean stored bits per weight of plain int8 and int4 with 16-bit scale and minimum per 64.
@@ -171,7 +173,7 @@ def _predicted_bits(
         if method.sized:
             bits = min(bits, budget.total_bits(weights, fixed)) if budget is not None else bits
             continue
-        sizes = [method.structure(t).bits(t.shape, dtype) for t in targets]
+        sizes = [method.structure(t).bits(t.stored_shape, dtype) for t in targets]
         bits = bits * sum(sizes) // dense
     return bits
 
@@ -185,17 +187,20 @@ def fixed_bytes(
     """Bytes on disk of everything that is no targeted weight, headers for what will stand in
     their places included. `dtype`: that of the stored floats, where `model` computes in another.
     """
-    targeted = tuple(w.path + "." for t in targets for w in t.weights)
+    weights = [w for t in targets for w in t.weights]
+    targeted = tuple(w.path + "." for w in weights)
+    modules = [module_at(model, w.path) for w in weights]
+    stacked = {id(bank.weight) for bank in modules if isinstance(bank, Bank)}
     seen: dict[int, int] = {}
     names: list[str] = []
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if name.startswith(targeted) and not name.endswith(".bias"):
+        if id(tensor) in stacked or (name.startswith(targeted) and not name.endswith(".bias")):
             continue
         names.append(name)
         size = dtype.itemsize if dtype and tensor.is_floating_point() else tensor.element_size()
         seen[id(tensor)] = tensor.numel() * size
     for target in targets:
-        like = model.get_submodule(target.weights[0].path)
+        like = module_at(model, target.weights[0].path)
         parts = method.structure(target).module(like).state_dict()
         names += [f"{w.path}.{part}" for w in target.weights for part in parts]
     return sum(seen.values()) + 64 + sum(len(name) + HEADER_ENTRY for name in names)
@@ -224,7 +229,7 @@ def _seconds(
     """Forward passes, moments and decompositions at the speed one matrix product runs here."""
     rate = _flops_per_second()
     work = 0.0
-    weights = sum(w.shape[0] * w.shape[1] for w in anatomy.linears)
+    weights = sum(w.size for w in anatomy.linears)
     for method in methods:
         if isinstance(method, Learning):  # forward, backward, and a teacher's forward pass
             trained = method.schedule.steps * (method.sequences or 1) * length
@@ -238,7 +243,7 @@ def _seconds(
             walks += 3.0 * method.refinement.epochs
         widths = [w.shape[1] for t in targets for w in t.weights]
         moments = sum(2.0 * tokens * i * i for i in widths) * len(needs)
-        solves = sum(40.0 * min(w.shape) ** 3 for t in targets for w in t.weights)
+        solves = sum(40.0 * w.copies * min(w.shape) ** 3 for t in targets for w in t.weights)
         work += forward * walks + moments + solves
     return work / rate + 2.0
 

@@ -27,6 +27,7 @@ from rankine.engine.stage import Stage
 from rankine.evaluation.generation import degenerate, sample
 from rankine.evaluation.latency import decode_speed, measure_latency
 from rankine.metric import Metric
+from rankine.modules import module_at
 from rankine.patch import Patch
 from rankine.structures import Quantized, matrix
 from rankine.structures.base import Structure
@@ -77,9 +78,9 @@ def plain_quantized(run: Run, paths: list[str], bits: int) -> tuple[nn.Module, i
     copied, patch = copy.deepcopy(run.work), Patch()
     weights = 0
     for path in paths:
-        module = copied.get_submodule(path)
+        module = module_at(copied, path)
         w_oi = matrix(module).to(run.store_dtype)
-        if isinstance(getattr(module, "structure", None), Structure) or w_oi.shape[1] * bits % 8:
+        if isinstance(getattr(module, "structure", None), Structure) or w_oi.shape[-1] * bits % 8:
             continue
         patch |= Patch.of(path, structure, structure.encode(w_oi, Metric()))
         weights += w_oi.numel()

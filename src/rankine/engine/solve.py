@@ -277,7 +277,10 @@ def _solve_step(
     open_ = [
         (target, weight)
         for target, weight in order.waiting.get(step, ())
-        if stage.method.stream != "dense" and run.journal.get_patch(unit, target.id) is None
+        if stage.method.stream != "dense"
+        and run.journal.get_patch(unit, target.id) is None
+        # Both streams route on their own: what an expert reads in one has no like in the other.
+        and weight.operator != "bank"
     ]
     if reads := sorted({weight.reads for _, weight in open_}):
         own, cross = stream.moments(reads, stage.method.stream == "anchored")

@@ -60,6 +60,7 @@ class Auto(Compressor):
         reference="Rankine",
         family="low-rank",
         summary="two-sided metric, anchored solve, knapsack on predicted loss; --set refine=true",
+        takes=("linear", "bank"),
         needs=("calibration", "gradients"),
         ours=True,
     )
@@ -125,7 +126,7 @@ class Auto(Compressor):
         options: list[Option] = []
         if "low_rank" in self.structures:
             options += self._stored(curve, False, goal, dtype)
-        if "pivoted" in self.structures:
+        if "pivoted" in self.structures and goal.dim() == 2:  # a bank is stored as two factors
             felt = pivot_rounding(goal, metric, dtype) / PIVOT_HARM
             options += self._stored([o for o in curve if o.loss >= felt], True, goal, dtype)
         return dense_bid(target, goal, dtype, options)

@@ -40,6 +40,7 @@ class KFACSVD(Compressor):
         reference="ICML 2026, lems-svd",
         family="low-rank",
         summary="SVD in the input and output-gradient metric, ranks by a knapsack on the loss",
+        takes=("linear", "bank"),
         needs=("calibration", "gradients"),
     )
 

@@ -24,5 +24,5 @@ class SVD(Compressor):
         year=1936,
         family="low-rank",
         summary="truncated SVD of each weight, no data",
-        takes=("linear", "embedding"),
+        takes=("linear", "bank", "embedding"),
     )

@@ -30,6 +30,7 @@ class SVDLLM(Compressor):
         authors="Wang, Xin and Zheng, Yu and Wan, Zhongwei and Zhang, Mi",
         family="low-rank",
         summary="SVD whitened by the inputs' second moment, uniform ranks",
+        takes=("linear", "bank"),
         needs=("calibration",),
     )
 

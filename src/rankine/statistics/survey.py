@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from rankine.anatomy import Weight
 from rankine.errors import UserError
+from rankine.statistics.banks import BankGradientSum, BankSum, routed, routed_gradients
 from rankine.statistics.boundaries import Boundaries
 from rankine.statistics.fisher import Fisher, FisherSum, WeightFisher
 from rankine.statistics.moments import (
@@ -30,13 +31,14 @@ from rankine.statistics.moments import (
     middle_positions,
 )
 from rankine.statistics.walk import Walk, listening
+from rankine.structures.bank import Routing
 
 #: Called after each block of each walk with (done, total): a progress bar.
 Progress = Callable[[int, int], None]
 Store = Callable[[str], Mapping[str, Tensor] | None]
 Keep = Callable[[str, Mapping[str, Tensor]], None]
 #: What sums an input's statistic.
-InputSum = type[MomentSum] | type[MagnitudeSum] | type[LookupSum]
+InputSum = type[MomentSum] | type[MagnitudeSum] | type[LookupSum] | type[BankSum]
 #: Block index of the weights outside all blocks.
 OUTSIDE = -1
 
@@ -193,7 +195,8 @@ def _reads(
     for weight in weights:
         asked = needs.get(weight.path, ())
         if InputMoment() in asked:
-            found[_input_key(weight)] = (weight.reads, MomentSum)
+            kind = BankSum if weight.operator == "bank" else MomentSum
+            found[_input_key(weight)] = (weight.reads, kind)
         if InputMagnitude() in asked:
             found[_magnitude_key(weight)] = (weight.reads, MagnitudeSum)
         if Lookups() in asked and weight.operator == "embedding":
@@ -236,7 +239,7 @@ def _forward(walk: Walk, unit: Unit, wanted: Unit) -> dict[str, Tensor]:
 
     def listen(key: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            sums[key].add(_rows(walk, current, module, args[0].detach()))
+            sums[key].add(_rows(walk, current, module, args))
 
         return hook
 
@@ -255,13 +258,21 @@ def _forward(walk: Walk, unit: Unit, wanted: Unit) -> dict[str, Tensor]:
     }
 
 
-def _rows(walk: Walk, index: int, module: nn.Module, x: Tensor) -> Tensor:
-    """What a module reads, by position; of an embedding the ids, without those that only pad."""
+def _rows(walk: Walk, index: int, module: nn.Module, args: tuple[Any, ...]) -> Any:
+    """What a module reads, by position; of an embedding the ids, without those that only pad; of a
+    bank the rows of each expert."""
+    x = args[0].detach()
+    if len(args) > 1 and isinstance(args[1], Routing):
+        return routed(x, args[1], walk.masks[index])
     if not hasattr(module, "num_embeddings"):
         return walk.rows(index, x)
     ids_t1 = walk.rows(index, x.unsqueeze(-1))
     padding = getattr(module, "padding_idx", None)
     return ids_t1 if padding is None else ids_t1[ids_t1 != padding].unsqueeze(-1)
+
+
+def _is_bank(walk: Walk, path: str) -> bool:
+    return walk.anatomy.weight(path).operator == "bank"
 
 
 class Measured(Protocol):
@@ -355,7 +366,10 @@ class _Gradients:
 
     def __init__(self, walk: Walk, unit: Unit, terms: Sequence[Tensor]):
         self.walk, self.unit, self.terms = walk, unit, terms
-        self.sums = {key: MomentSum() for key in unit.writes}
+        self.sums: dict[str, MomentSum | BankGradientSum] = {
+            key: BankGradientSum() if _is_bank(walk, path) else MomentSum()
+            for key, (path, _) in unit.writes.items()
+        }
         self.positions = dict.fromkeys(unit.writes, 0)
         self.fishers = {path: FisherSum() for path in unit.weights.values()}
         self.paths = sorted({path for path, _ in unit.writes.values()} | set(self.fishers))
@@ -366,11 +380,14 @@ class _Gradients:
         """Add one batch; return the gradient at the unit's input."""
         inputs: dict[str, Tensor] = {}
         outputs: dict[str, Tensor] = {}
+        routings: dict[str, Routing] = {}
 
         def listen(path: str) -> Callable[..., Tensor]:
             def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
                 if path in self.fishers:
                     inputs[path] = args[0].detach()
+                if len(args) > 1 and isinstance(args[1], Routing):
+                    routings[path] = args[1]
                 outputs[path] = output if output.requires_grad else output.requires_grad_()
                 return outputs[path]
 
@@ -385,14 +402,28 @@ class _Gradients:
             results = torch.autograd.grad(out, asked, seed, allow_unused=True)
         by_path = dict(zip(reached, results[1:], strict=True))
         for key, (path, need) in self.unit.writes.items():
-            if (g := by_path.get(path)) is not None:
-                self.sums[key].add(self.rows(index, g, need))
+            if (g := by_path.get(path)) is None:
+                continue
+            total = self.sums[key]
+            if isinstance(total, BankGradientSum):
+                mask = self.mask(index, hidden)
+                total.add(routed_gradients(g, routings[path], mask, need))
+                self.positions[key] += sum(map(len, routed(g, routings[path], mask)))
+            else:
+                total.add(self.rows(index, g, need))
                 self.positions[key] += self.walk.rows(index, g).shape[0]
-        for path, total in self.fishers.items():
+        for path, fisher in self.fishers.items():
             if (g := by_path.get(path)) is not None:
                 x_bti, g_bto = (self.examples(index, t, hidden, path) for t in (inputs[path], g))
-                total.add(x_bti, g_bto, self.terms[index])
+                fisher.add(x_bti, g_bto, self.terms[index])
         return results[0] if results[0] is not None else torch.zeros_like(leaf)
+
+    def mask(self, index: int, hidden: Tensor) -> Tensor | None:
+        """(examples, positions) that count, where that is known."""
+        mask = self.walk.masks[index]
+        if mask is None and hidden.dim() == 3:
+            return torch.ones(hidden.shape[:-1], dtype=torch.bool, device=hidden.device)
+        return mask
 
     def rows(self, index: int, g: Tensor, need: OutputGradient) -> Tensor:
         """(positions, o) rows of a gradient after the need's clipping and choice of positions."""

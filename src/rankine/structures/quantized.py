@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from rankine.errors import UserError
 from rankine.metric import Metric
+from rankine.structures.bank import Routing, copies, grouped
 from rankine.structures.base import Parts, Structure, dtype_of, has_bias, weight_shape
 
 WIDTHS = (2, 3, 4, 8)
@@ -112,8 +113,10 @@ class Quantized(Structure):
         return n
 
     def module(self, like: nn.Module) -> nn.Module:
-        """`QuantizedLinear` on meta."""
+        """`QuantizedLinear` or `QuantizedBank` on meta."""
         o, i = weight_shape(like)
+        if (count := copies(like)) is not None:
+            return QuantizedBank(self, i, o, False, dtype_of(like), (count,))
         return QuantizedLinear(self, i, o, has_bias(like), dtype_of(like))
 
 
@@ -129,17 +132,26 @@ def _grouped(x: Tensor, group: int) -> Tensor:
 class QuantizedLinear(nn.Module):
     """Weight-only: the weight is decoded at each call, so it saves bytes, not time."""
 
-    def __init__(self, structure: Quantized, i: int, o: int, bias: bool, dtype: torch.dtype):
+    def __init__(
+        self,
+        structure: Quantized,
+        i: int,
+        o: int,
+        bias: bool,
+        dtype: torch.dtype,
+        lead: tuple[int, ...] = (),
+    ):
         super().__init__()
         self.structure = structure
         self.in_features, self.out_features = i, o
         vectors, n = (o, i) if structure.axis == -1 else (i, o)
+        shape = (*lead, vectors)
         codes = structure._whole_bytes(n) * structure.code_bits // 8
         groups = math.ceil(n / structure.group)
         meta = torch.device("meta")
-        self.register_buffer("codes", torch.empty(vectors, codes, dtype=torch.uint8, device=meta))
-        self.scale = nn.Parameter(torch.empty(vectors, groups, dtype=dtype, device=meta))
-        self.minimum = nn.Parameter(torch.empty(vectors, groups, dtype=dtype, device=meta))
+        self.register_buffer("codes", torch.empty(*shape, codes, dtype=torch.uint8, device=meta))
+        self.scale = nn.Parameter(torch.empty(*shape, groups, dtype=dtype, device=meta))
+        self.minimum = nn.Parameter(torch.empty(*shape, groups, dtype=dtype, device=meta))
         self.bias = nn.Parameter(torch.empty(o, dtype=dtype, device=meta)) if bias else None
 
     @property
@@ -158,3 +170,16 @@ class QuantizedLinear(nn.Module):
     def extra_repr(self) -> str:
         """Sizes for print(model)."""
         return f"in_features={self.in_features}, out_features={self.out_features}, {self.structure}"
+
+
+class QuantizedBank(QuantizedLinear):
+    """The same for every matrix of a bank."""
+
+    @property
+    def copies(self) -> int:
+        """How many matrices it stacks."""
+        return self.scale.shape[0]
+
+    def forward(self, x_si: Tensor, routing: Routing) -> Tensor:  # type: ignore[override]
+        """(rows, inputs) → (rows, outputs)."""
+        return grouped(x_si, self.weight.to(x_si.dtype), routing)
