@@ -41,9 +41,15 @@ def entry(cls: type[Method]) -> dict[str, Any]:
 
 
 def knob_doc(cls: type[Method], knob: str) -> str:
-    """What the class docstring says about a knob: the item "- `a`, `b`: text", the same inside a
-    paragraph, or the first sentence that names it; "" where it says nothing."""
-    text = re.sub(r"\n\s+(?![\s-])", " ", cls.__doc__ or "")
+    """What the docstring of the class, or of one that it inherits from, says about a knob: the
+    item "- `a`, `b`: text", the same inside a paragraph, or the first sentence that names it; ""
+    where none says anything."""
+    found = (_explained(base.__doc__ or "", knob) for base in cls.__mro__[:-1])
+    return next(filter(None, found), "")
+
+
+def _explained(doc: str, knob: str) -> str:
+    text = re.sub(r"\n\s+(?![\s-])", " ", doc)
     names = r"((?:`\w+`(?:, | and )?)+)"
     forms = (rf"^\s*- {names}: (.+)$", rf"{names}: ([^`]+?)(?=\.\s|\.?$)", r"()([^.]+)")
     for form in forms:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +14,7 @@ from rankine.anatomy import Target, Weight
 from rankine.budget import Bid, Option
 from rankine.linalg.anchor import anchored_goal
 from rankine.metric import Gram, Metric
-from rankine.statistics import OutputGradient
+from rankine.statistics import InputMoment, Need, OutputGradient
 from rankine.structures import Dense, LowRank, Structure
 
 if TYPE_CHECKING:  # protocols; a floor above
@@ -80,6 +81,36 @@ def two_sided(
     inputs = Gram(evidence.inputs(weight).h_nn).shrink(shrink_in)
     outputs = Gram(evidence.gradient(weight, need).h_nn).shrink(shrink_out)
     return Metric(inputs, outputs, scale=0.5)
+
+
+@dataclass(frozen=True)
+class TwoSided:
+    """The knobs and verbs of methods in the two-sided metric: inherit it before `Compressor`.
+
+    - `shrink_in`, `shrink_out`: weight of the scaled identity in each moment.
+    - `middle`: share of each sequence's positions whose gradients count.
+    - `clip`: a position's gradient norm is kept within this factor of its sequence's mean; None: as
+      it is.
+    """
+
+    shrink_in: float = 0.1
+    shrink_out: float = 0.3
+    middle: float = 0.75
+    clip: float | None = 10.0
+
+    @property
+    def gradient(self) -> OutputGradient:
+        """The statistic of the output side."""
+        return OutputGradient(self.middle, self.clip)
+
+    def needs(self, target: Target) -> frozenset[Need]:
+        """Both sides."""
+        return frozenset({InputMoment(), self.gradient})
+
+    def metric(self, target: Target, evidence: Evidence) -> Metric:
+        """Half the squared two-sided norm predicts the loss per token."""
+        shrinks = (self.shrink_in, self.shrink_out)
+        return two_sided(target.weights[0], evidence, self.gradient, *shrinks)
 
 
 def anchored(weight: Weight, source: Source, evidence: Evidence, ridge: float) -> Tensor:

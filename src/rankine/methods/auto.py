@@ -21,11 +21,10 @@ from torch import Tensor
 from rankine.anatomy import Target
 from rankine.budget import Allocator, Bid, Knapsack, Option, Uniform
 from rankine.errors import UserError
-from rankine.fitting import PIVOT_HARM, anchored, dense_bid, two_sided
+from rankine.fitting import PIVOT_HARM, TwoSided, anchored, dense_bid
 from rankine.method import Card, Compressor, Evidence, Refine, Source, Stream, method
 from rankine.metric import Metric
 from rankine.patch import Patch
-from rankine.statistics import InputMoment, Need, OutputGradient
 from rankine.structures import LowRank, Structure
 
 #: Storing a pivoted form adds at most this many mean squares of one rounding to its relative loss
@@ -43,11 +42,10 @@ def pivot_rounding(goal: Tensor, metric: Metric, dtype: torch.dtype) -> float:
 
 @method
 @dataclass(frozen=True)
-class Auto(Compressor):
+class Auto(TwoSided, Compressor):
     """Two-sided metric, anchored solve, loss-aware knapsack, optional block refinement.
 
     - `structures`: what may bid: "low_rank" (two factors), "pivoted" (the same, fewer bytes).
-    - `shrink_in`, `shrink_out`, `middle`, `clip`: the two-sided metric, as in `kfac_svd`.
     - `anchored`, `ridge`: solve against the compressed stream; ridge relative to mean(diag H').
     - `solve`: "two_sided", or "inputs" to fit by input whitening alone (the curves stay).
     - `allocation`: "knapsack", or "uniform" to see what the allocator is worth.
@@ -66,10 +64,7 @@ class Auto(Compressor):
     )
 
     structures: tuple[str, ...] = ("low_rank",)
-    shrink_in: float = 0.1
-    shrink_out: float = 0.3
-    middle: float = 1.0
-    clip: float | None = 10.0
+    middle: float = 1.0  # every position; the paper of kfac_svd leaves a quarter out
     anchored: bool = True
     ridge: float = 1e-4
     solve: str = "two_sided"
@@ -101,20 +96,6 @@ class Auto(Compressor):
     def template(self) -> Structure:
         """Two factors, or their pivoted form where that bids."""
         return LowRank(1, pivoted="pivoted" in self.structures)
-
-    @property
-    def gradient(self) -> OutputGradient:
-        """The statistic of the output side."""
-        return OutputGradient(self.middle, self.clip)
-
-    def needs(self, target: Target) -> frozenset[Need]:
-        """Both sides of the metric."""
-        return frozenset({InputMoment(), self.gradient})
-
-    def metric(self, target: Target, evidence: Evidence) -> Metric:
-        """Half the squared two-sided norm predicts the loss per token."""
-        shrinks = (self.shrink_in, self.shrink_out)
-        return two_sided(target.weights[0], evidence, self.gradient, *shrinks)
 
     def goal(self, target: Target, source: Source, evidence: Evidence) -> Tensor:
         """The weight; once the stream is live, shifted to give the dense outputs."""

@@ -14,23 +14,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rankine.anatomy import Target
 from rankine.budget import Allocator, Knapsack, Uniform
 from rankine.errors import UserError
-from rankine.fitting import two_sided
-from rankine.method import Card, Compressor, Evidence, method
-from rankine.metric import Metric
-from rankine.statistics import InputMoment, Need, OutputGradient
+from rankine.fitting import TwoSided
+from rankine.method import Card, Compressor, method
 
 
 @method
 @dataclass(frozen=True)
-class KFACSVD(Compressor):
+class KFACSVD(TwoSided, Compressor):
     """Two-sided whitening.
 
-    - `shrink_in`, `shrink_out`: weight of the scaled identity in each moment.
-    - `middle`: share of each sequence's positions whose gradients count.
-    - `clip`: a position's gradient norm is kept within this factor of its sequence's mean.
     - `allocation`: "knapsack" (least predicted loss) or "uniform".
     """
 
@@ -44,29 +38,11 @@ class KFACSVD(Compressor):
         needs=("calibration", "gradients"),
     )
 
-    shrink_in: float = 0.1
-    shrink_out: float = 0.3
-    middle: float = 0.75
-    clip: float = 10.0
     allocation: str = "knapsack"
 
     def __post_init__(self) -> None:
         if self.allocation not in ("knapsack", "uniform"):
             raise UserError(f'expected allocation "knapsack" or "uniform", found {self.allocation}')
-
-    @property
-    def gradient(self) -> OutputGradient:
-        """The statistic of the output side."""
-        return OutputGradient(self.middle, self.clip)
-
-    def needs(self, target: Target) -> frozenset[Need]:
-        """Both sides."""
-        return frozenset({InputMoment(), self.gradient})
-
-    def metric(self, target: Target, evidence: Evidence) -> Metric:
-        """Half the squared two-sided norm predicts the loss per token."""
-        shrinks = (self.shrink_in, self.shrink_out)
-        return two_sided(target.weights[0], evidence, self.gradient, *shrinks)
 
     @property
     def allocator(self) -> Allocator:
