@@ -8,6 +8,8 @@ for longer.
 
 from __future__ import annotations
 
+import ctypes
+import ctypes.util
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -34,6 +36,21 @@ class Weights(Protocol):
 
     def taken(self, patch: Patch, file: Path | None) -> Patch:
         """A patch was put in place whose tensors `file` keeps; returns what to remember of it."""
+
+
+def give_back() -> None:
+    """Hand freed memory to the system: glibc keeps pieces below 32 MB, a block's weights among
+    them, for a process that may want them again."""
+    if _trim is not None:
+        _trim(0)
+
+
+def _find_trim() -> Any:
+    name = ctypes.util.find_library("c")
+    return getattr(ctypes.CDLL(name), "malloc_trim", None) if name else None
+
+
+_trim = _find_trim()
 
 
 def unchanged(name: str, tensor: Tensor) -> Tensor:
@@ -168,6 +185,7 @@ class Streamed:
             if meta is None or meta.shape != slot.shape:  # tried, and not taken
                 meta = nn.Parameter(slot.detach().to("meta"), requires_grad=False)
             _place(self.model, name, meta)
+        give_back()
 
     def _slots(self, unit: str) -> dict[str, Tensor]:
         module = self.model.get_submodule(unit) if unit else self.model

@@ -6,6 +6,7 @@ its curve and its fit, and a block's moments are gone when the next block is mea
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -18,6 +19,9 @@ from rankine.patch import Patch
 from rankine.statistics import InputMoment
 from rankine.statistics.survey import measured
 from rankine.structures import Structure
+
+#: Points of a curve that are kept: a deep model has thousands of curves.
+POINTS = 128
 
 
 def solves_at_once(stage: Stage) -> bool:
@@ -49,9 +53,7 @@ def solve_at_once(stage: Stage) -> Patch:
             kept = _kept_with_curve(stage, name, target)
             if kept is None:
                 kept = _fitted_with_curve(stage, target, choice, evidence)
-                fitted, bid = kept
-                meta = {"patch": fitted.to_json(), "losses": [o.loss for o in bid.options]}
-                run.journal.put(name, target.id, fitted.tensors, meta)
+                _keep_with_curve(stage, name, target, *kept)
             fitted, bids[target.id] = kept
             if fitted:
                 patch |= put(run, fitted, run.journal.file(name, target.id))
@@ -87,7 +89,7 @@ def _fitted_with_curve(
     method, dtype = stage.method, stage.run.store_dtype
     goal = method.goal(target, WorkSource(stage.run), evidence)
     metric = method.metric(target, evidence)
-    bid = method.bid(target, goal, metric, dtype)
+    bid = thinned(method.bid(target, goal, metric, dtype), choice)
     fitted = with_biases(stage.run, method.fit(target, choice, goal, metric, dtype))
     return fitted, bid
 
@@ -98,5 +100,24 @@ def _kept_with_curve(stage: Stage, name: str, target: Target) -> tuple[Patch, Bi
         return None
     tensors, meta = found
     bid = stage.method.sizes(target, stage.run.store_dtype)
-    options = [replace(o, loss=x) for o, x in zip(bid.options, meta["losses"], strict=True)]
-    return Patch.from_json(meta["patch"], tensors), replace(bid, options=tuple(options))
+    sizes = {option.bits: option for option in bid.options}
+    options = tuple(replace(sizes[bits], loss=loss) for bits, loss in meta["curve"])
+    return Patch.from_json(meta["patch"], tensors), replace(bid, options=options)
+
+
+def _keep_with_curve(stage: Stage, name: str, target: Target, fitted: Patch, bid: Bid) -> None:
+    curve = [[option.bits, option.loss] for option in bid.options]
+    meta = {"patch": fitted.to_json(), "curve": curve}
+    stage.run.journal.put(name, target.id, fitted.tensors, meta)
+
+
+def thinned(bid: Bid, choice: Structure) -> Bid:
+    """A curve that was decided before: as many points as a report draws, ends and choice too."""
+    step = math.ceil(len(bid.options) / POINTS)
+    last = len(bid.options) - 1
+    kept = (
+        option
+        for n, option in enumerate(bid.options)
+        if n % step == 0 or n == last or option.structure == choice
+    )
+    return replace(bid, options=tuple(kept))

@@ -13,10 +13,16 @@ from rankine.errors import UserError
 from rankine.method import Compressor, Method
 from rankine.recipe import Recipe
 from rankine.tasks import FunctionTask, LanguageModelling, Task
-from rankine.tasks.language import context_length, parse_tokens
+from rankine.tasks.language import TOKENS_AT_ONCE, context_length, parse_tokens, vocabulary
 
 
-def task_of(recipe: Recipe, model: nn.Module, tokenizer: Any) -> Task:
+#: Bytes of float32 logits that a batch may have: a large vocabulary wants smaller batches.
+LOGITS = 1 << 28
+#: The same where the weights do not fit into memory.
+FEW_LOGITS = 1 << 26
+
+
+def task_of(recipe: Recipe, model: nn.Module, tokenizer: Any, logits: int = LOGITS) -> Task:
     """Language modelling where calibration is text and there is a tokenizer, else `own_task`.
 
     Raises UserError for text without a tokenizer, and for a forward or a loss without batches.
@@ -35,7 +41,7 @@ def task_of(recipe: Recipe, model: nn.Module, tokenizer: Any) -> Task:
             "expected batches of your own for your forward and loss, found text: pass "
             "calibration= too (--calibration package.module:batches)"
         )
-    return language_task(recipe, model, tokenizer)
+    return language_task(recipe, model, tokenizer, logits)
 
 
 def is_text(source: Any) -> bool:
@@ -45,7 +51,9 @@ def is_text(source: Any) -> bool:
     return isinstance(source, Sequence) and len(source) > 0 and isinstance(source[0], str)
 
 
-def language_task(recipe: Recipe, model: nn.Module, tokenizer: Any) -> LanguageModelling:
+def language_task(
+    recipe: Recipe, model: nn.Module, tokenizer: Any, logits: int = LOGITS
+) -> LanguageModelling:
     """Language modelling by the recipe's calibration and evaluation text."""
     if tokenizer is None:
         raise UserError(
@@ -63,6 +71,7 @@ def language_task(recipe: Recipe, model: nn.Module, tokenizer: Any) -> LanguageM
         context=context_length(getattr(model, "config", None)),
         column=recipe.text_column,
         seed=recipe.seed,
+        tokens_at_once=min(TOKENS_AT_ONCE, logits // (4 * vocabulary(model))),
         evaluate=metrics_of(recipe),
     )
 

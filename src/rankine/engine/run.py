@@ -30,7 +30,7 @@ from rankine.checkpoint import (
 from rankine.checkpoint.form import CONFIG
 from rankine.checkpoint.load import EMBEDDED, check_directory, local_directory
 from rankine.checkpoint.streamed import Resident, Streamed, Weights
-from rankine.engine.given import task_of
+from rankine.engine.given import FEW_LOGITS, LOGITS, task_of
 from rankine.engine.memory import fits
 from rankine.errors import AcceptanceError, BudgetError, UserError
 from rankine.method import Learning, get
@@ -143,7 +143,7 @@ def open_run(
             cast(loaded, DTYPES[recipe.dtype])
     streamed = isinstance(weights, Streamed)
     tokenizer = tokenizer if tokenizer is not None else found
-    task = task or task_of(recipe, loaded, tokenizer)
+    task = task or task_of(recipe, loaded, tokenizer, FEW_LOGITS if streamed else LOGITS)
     seed_everything(recipe.seed)
     with tempfile.TemporaryDirectory(prefix="rankine-") as scratch:
         place = work_directory(recipe, output) or Path(scratch) / "work"

@@ -23,6 +23,8 @@ from rankine.tasks.windows import Windows
 BUFFER = 4
 #: Share of a source's windows that calibration leaves when evaluation has no text of its own.
 HELD_OUT = 0.25
+#: Tokens of a batch, unless their logits would be large.
+TOKENS_AT_ONCE = 8192
 #: Windows among which training shuffles.
 SHUFFLE = 1024
 
@@ -54,7 +56,7 @@ class LanguageModelling:
         max_tokens: int | None = 262_144,
         context: int | None = None,
         batch_size: int | None = None,
-        tokens_at_once: int = 8192,
+        tokens_at_once: int = TOKENS_AT_ONCE,
         column: str | None = None,
         seed: int = 0,
         evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None,
@@ -226,6 +228,13 @@ def parse_tokens(text: str) -> tuple[int, int]:
     if not match or int(match[1]) < 1 or int(match[2]) < 2:
         raise UserError(f'expected sequences x length such as 128x2048, found "{text}"')
     return int(match[1]), int(match[2])
+
+
+def vocabulary(model: Any) -> int:
+    """How many logits a position has; 1 where the config does not say."""
+    config = getattr(model, "config", None)
+    text = getattr(config, "get_text_config", lambda: config)()
+    return int(getattr(text, "vocab_size", None) or 1)
 
 
 def context_length(config: Any) -> int | None:
