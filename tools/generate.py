@@ -93,7 +93,8 @@ def option_table() -> str:
     rows = []
     for name, field in Recipe.model_fields.items():
         default = field.get_default(call_default_factory=True)
-        shown = "" if default in (None, (), {}, False) else f"`{default}`"
+        quiet = default in (None, (), {}) or isinstance(default, bool)
+        shown = "" if quiet else f"`{default}`"
         option = {"model": "`MODEL`", "stages": "in a recipe file"}.get(
             name, f"`--{name.replace('_', '-')}`"
         )
@@ -143,9 +144,11 @@ def cli_page() -> str:
     from rankine.cli.app import app
 
     codes = (
-        "Exit codes: 0 done; 2 a mistake, told in one sentence on stderr; 3 tried, and nothing "
-        "holds what was asked (`--max-loss`); 130 interrupted. With `--json` stdout is one object "
-        'with a "schema" number.'
+        "Exit codes: 0 done; 2 a mistake, told in one sentence on stderr; 3 no sizes fit the "
+        "budget, or the result does not hold what was asked (`--max-loss`, `--accept`); 130 "
+        'interrupted. With `--json` stdout is one object with a "schema" number. Options that take '
+        "`PACKAGE.MODULE:NAME` import your own code, also from the current directory: "
+        "[modules.md](modules.md)."
     )
     options = ["Options and their keywords:", "", option_table(), ""]
     parts = ["# Command line", "", NOTE, "", codes, "", *options]

@@ -1,7 +1,8 @@
 """Run the commands that README.md shows, in the order it shows them.
 
-Every `bash` and `python` block is run unless `<!-- not run: reason -->` stands before it. `make`
-runs in the repository, with `--quick` for the demo; everything else in one scratch directory.
+Every `bash` and `python` block is run unless `<!-- not run: reason -->` stands before it; behind
+`<!-- file: name.py -->` it is written to that file instead. `make` runs in the repository, with
+`--quick` for the demo; everything else in one scratch directory.
 """
 
 from __future__ import annotations
@@ -16,13 +17,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-BLOCK = re.compile(r"(<!-- not run: [^>]*-->\n)?```(bash|python)\n(.*?)```", re.DOTALL)
+BLOCK = re.compile(
+    r"(<!-- not run: [^>]*-->\n)?(?:<!-- file: (\S+) -->\n)?```(bash|python)\n(.*?)```", re.DOTALL
+)
 
 
 def commands(text: str) -> Iterator[list[str]]:
     """What to run: shell lines one by one, a Python block as a whole."""
-    for skipped, language, body in BLOCK.findall(text):
+    for skipped, file, language, body in BLOCK.findall(text):
         if skipped:
+            continue
+        if file:
+            yield [sys.executable, "-c", f"open({file!r}, 'w').write({body!r})"]
             continue
         if language == "python":
             yield [sys.executable, "-c", body]

@@ -1,5 +1,5 @@
 """Settings of the whole process that a verb, or a library it calls, may change: put back as they
-were found. Standard library only; a library that is not imported yet has nothing to put back.
+were found. A library that is not imported yet has nothing to put back.
 """
 
 from __future__ import annotations
@@ -15,16 +15,21 @@ from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
+#: Where transformers keeps its verbosity and its bars.
+LOGGING = "transformers.utils.logging"
 #: How to read a setting, and how to write it.
 Setting = tuple[Callable[[], Any], Callable[[Any], Any]]
 
 
 def leaves_as_found(verb: Callable[P, R]) -> Callable[P, R]:
-    """The same function, inside `as_found`."""
+    """The same function, inside `as_found`, where transformers draws no bars of its own: a library
+    prints nothing. (Downloads, which take long, still do.)"""
 
     @functools.wraps(verb)
     def called(*args: P.args, **kwargs: P.kwargs) -> R:
+        _, downloads = bars_shown()
         with as_found():
+            show_bars((False, downloads))
             return verb(*args, **kwargs)
 
     return called
@@ -57,14 +62,13 @@ def settings() -> Iterator[Setting]:
         yield torch.get_num_threads, torch.set_num_threads
         yield torch.get_default_dtype, torch.set_default_dtype
         yield torch.is_grad_enabled, torch.set_grad_enabled
-    if "transformers.utils.logging" in sys.modules:
-        logging = sys.modules["transformers.utils.logging"]
+    if logging := sys.modules.get(LOGGING):
         yield logging.get_verbosity, logging.set_verbosity
         yield bars_shown, show_bars
 
 
 def bars_shown() -> tuple[bool, bool]:
-    """Do transformers, and the hub for downloads, show progress bars?"""
+    """Do transformers, and the hub for downloads, show progress bars? (Imports both.)"""
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled
     from transformers.utils import logging
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from rankine import checkpoint, report
 from rankine.anatomy import describe
-from rankine.engine import check, record
+from rankine.engine import check, figures, record
 from rankine.engine.accept import accept, check_conditions
 from rankine.engine.at_once import solve_at_once, solves_at_once
 from rankine.engine.given import check_data, is_text, task_of
@@ -89,7 +89,7 @@ def compress(
             )
         check_data(run.task, [driven(stage.method, stage.set) for stage in recipe.chain()])
         plan = make_plan(recipe, run.model, run.anatomy, run.info.spec, run.task)
-        known = before or (record.measure_before(run) if recipe.evaluate is not False else {})
+        known = before or (figures.measure_before(run) if recipe.evaluate is not False else {})
         check_conditions(recipe, next(iter(known.get("rows", ())), None))
         numbers = range(len(recipe.chain()))
         stages = [stage for number in numbers if (stage := run_stage(run, number)) is not None]
@@ -100,7 +100,7 @@ def compress(
         if place is not None:
             save(run, place, data, stages)
         elif recipe.evaluate is not False:
-            record.measure_after(run, run.model, data)
+            figures.measure_after(run, run.model, data)
             accept(recipe, data, None)
         result = run.model if place is None or not run.streamed else check.reopened(place, run)
         return Result(result, run.patch, data, place, stages)
@@ -147,7 +147,7 @@ def save(run: Run, place: Path, data: dict[str, Any], stages: Sequence[Stage]) -
         check.check_bits(saved, run.patch, stages[-1].choices if len(stages) == 1 else {})
         check.check_outputs(saved, run)
         if evaluate:
-            record.measure_after(run, saved, data, beside)
+            figures.measure_after(run, saved, data, beside)
             accept(run.recipe, data, place)
         record.write(data, beside)
         if checkpoint.is_pretrained(run.model):

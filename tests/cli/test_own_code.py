@@ -164,6 +164,9 @@ def test_a_plain_directory_wants_to_know_what_it_goes_into(rankine, home):
     ran = rankine("eval", "small", "--evaluate", "shop.nets:metrics")
     assert ran.code == 2
     assert "--into package.module:factory" in ran.sentence
+    ran = rankine("eval", "smal/l", "--into", "shop.nets:build", "--evaluate", "shop.nets:metrics")
+    assert ran.code == 2
+    assert "patch.json" in ran.sentence
 
 
 def test_the_current_directory_is_importable_only_where_code_is_named(home):

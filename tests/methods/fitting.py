@@ -74,6 +74,10 @@ class Layer:
         """The matrix."""
         return self.w_oi
 
+    def bias(self, weight: Weight) -> Tensor | None:
+        """The layer's own."""
+        return self.bias_o
+
     def cross(self, weight: Weight) -> Tensor | None:
         """E[x x'ᵀ]."""
         return None if self.seen_ni is None else self.x_ni.T @ self.seen_ni / len(self.x_ni)

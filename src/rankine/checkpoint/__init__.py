@@ -5,7 +5,7 @@ itself is only half imported (see `rankine._register`).
 """
 
 from rankine.checkpoint.beside import check_output, written_beside
-from rankine.checkpoint.given import built, is_own, open_given, skeleton
+from rankine.checkpoint.given import built, is_own, is_plain, open_given, skeleton
 from rankine.checkpoint.journal import Journal
 from rankine.checkpoint.load import ModelInfo, directory_bytes, load, open_model
 from rankine.checkpoint.meta import open_meta, open_streamed
@@ -18,6 +18,7 @@ __all__ = [
     "check_output",
     "directory_bytes",
     "is_own",
+    "is_plain",
     "is_pretrained",
     "load",
     "open_given",

@@ -9,8 +9,7 @@ from torch import nn
 
 from rankine import own
 from rankine.checkpoint.export import export_dense
-from rankine.checkpoint.form import PATCH
-from rankine.checkpoint.given import built
+from rankine.checkpoint.given import built, is_plain
 from rankine.checkpoint.load import load
 from rankine.checkpoint.onnx import export_onnx
 from rankine.errors import UserError, suggest
@@ -42,7 +41,7 @@ def export(
     to = to or ("onnx" if Path(output).suffix == ".onnx" else "dense")
     if to not in FORMATS:
         raise UserError(f'unknown format "{to}"; {suggest(to, list(FORMATS))}')
-    if not isinstance(model, nn.Module) and into is not None and (Path(model) / PATCH).is_file():
+    if into is not None and is_plain(model):
         model = load(model, into=built(into, "into"))
     if to == "dense":
         return export_dense(model, output, force=force)

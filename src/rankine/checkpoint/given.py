@@ -33,7 +33,12 @@ def open_given(
     if isinstance(model, nn.Module):
         info = ModelInfo(type(model).__name__, None, patch_of(model))
         return model.to(device).eval(), None, info
-    if into is not None and (Path(model) / PATCH).is_file():
+    if into is not None and not is_own(model):
+        if not is_plain(model):
+            raise UserError(
+                f"expected the directory of a plain module for --into, found none at {model}: "
+                f"name the one that holds {PATCH}, or leave --into away"
+            )
         place = copy.deepcopy(into) if isinstance(into, nn.Module) else built(into, "into")
         loaded = load(model, into=place).to(device).eval()
         return loaded, None, ModelInfo(model, Path(model), read_plan(Path(model)))
@@ -41,6 +46,11 @@ def open_given(
         made = built(model, "a model").to(device).eval()
         return made, None, ModelInfo(model, None, patch_of(made))
     return open_model(model, device, dtype)
+
+
+def is_plain(model: Any) -> bool:
+    """The directory of a plain module, which needs something to go into?"""
+    return isinstance(model, str | Path) and (Path(model) / PATCH).is_file()
 
 
 def is_own(model: str) -> bool:

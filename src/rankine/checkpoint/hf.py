@@ -75,6 +75,8 @@ class RankineQuantizer(HfQuantizer):
         tied = tied_in(model, patch, prefix)
         check_tied(model, tied)
         compat.declare_tied(model, tied)
+        for place in filter(None, (resolve(model, path, prefix) for path in patch.modules)):
+            compat.never_initialize(model.get_submodule(place.rpartition(".")[0]))
         files = kwargs.get("checkpoint_files")
         if files:
             check_names(model, patch, prefix, files)

@@ -11,7 +11,7 @@ from torch import nn
 
 from rankine import report
 from rankine.checkpoint import directory_bytes
-from rankine.engine import record
+from rankine.engine import figures, record
 from rankine.engine.learn import Learned, Teacher
 from rankine.engine.plan import tensor_bytes
 from rankine.engine.run import Run
@@ -39,7 +39,7 @@ def measure_before(run: Run, teacher: Teacher | None) -> dict[str, Any]:
     directory = run.info.directory
     size = directory_bytes(directory)[0] if directory else tensor_bytes(run.model)
     rows.append(_row(run, _name(run), run.work, size))
-    drawn = record.sample_before(run, teacher.model if teacher is not None else run.work)
+    drawn = figures.sample_before(run, teacher.model if teacher is not None else run.work)
     return {"rows": rows, "samples": old.get("samples") or [s for s in (drawn,) if s]}
 
 
@@ -170,9 +170,9 @@ def add_after(
         return
     before = data["rows"][-1]
     speed: dict[str, float] = {}
-    if record.generates(run, model):
+    if figures.generates(run, model):
         speed = _speed(model, teacher, data["rows"], run.recipe.fused)
-        record.judge_output(run, model, teacher.model if teacher else None, data)
+        figures.judge_output(run, model, teacher.model if teacher else None, data)
     size = size or before["bytes"]
     row = _row(run, f"{before['name']} healed", model, size, **speed)
     data["rows"].append(row)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from rankine.checkpoint import directory_bytes, open_given
+from rankine.checkpoint import directory_bytes, is_plain, open_given
 from rankine.engine.plan import tensor_bytes
 from rankine.engine.run import Run, computing_copy, model_fingerprint
 from rankine.engine.stage import put
@@ -84,7 +84,8 @@ def open_teacher(run: Run, teacher: str | nn.Module) -> Teacher:
     if isinstance(teacher, nn.Module):
         model, tokenizer, name, directory = teacher, None, type(teacher).__name__, None
     else:
-        model, tokenizer, info = open_given(teacher, device=device)
+        into = run.recipe.into if is_plain(teacher) else None
+        model, tokenizer, info = open_given(teacher, into, device)
         name, directory = info.name, info.directory
     check_vocabulary(run.model, model, run.tokenizer, tokenizer)
     keep = next(p for p in model.parameters() if p.is_floating_point()).element_size() / 2

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from rankine import own
-from rankine.checkpoint import directory_bytes, open_given
+from rankine.checkpoint import directory_bytes, is_plain, open_given
 from rankine.errors import UserError
 from rankine.evaluation.latency import measure_latency, parameter_bytes
 from rankine.evaluation.perplexity import Interval, paired_bootstrap, perplexity
@@ -47,7 +47,8 @@ def evaluate(
     """
     metrics = None if isinstance(evaluate, bool) else own.function(evaluate, "evaluate")
     given = [against, model] if against is not None else [model]
-    opened = [_open(one, into, device, dtype) for one in given]
+    places = [into if one is model or is_plain(one) else None for one in given]
+    opened = [_open(one, place, device, dtype) for one, place in zip(given, places, strict=True)]
     text = {"text": evaluation, "max_tokens": max(eval_tokens, 2), "column": text_column}
     scores = [_score(entry, text, metrics is not None) for entry in opened]
     speaking = {e.name: e.module for e, score in zip(opened, scores, strict=True) if score}

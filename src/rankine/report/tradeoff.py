@@ -75,12 +75,13 @@ LOSS = Quality("loss", "loss", True, lambda row: row.get("loss"), n.decimal)
 
 def quality_of(rows: Sequence[Row]) -> Quality:
     """Perplexity where two rows have one, else the loss, else the user's first figure."""
-    own = [
-        Quality(name, "figure", False, lambda row, name=name: metrics(row).get(name), n.decimal)
-        for name in metric_names(rows)
-    ]
+    own = (_own_quality(name) for name in metric_names(rows))
     known = (q for q in (PERPLEXITY, LOSS, *own) if len(points_of(rows, q)[1]) > 1)
     return next(known, PERPLEXITY)
+
+
+def _own_quality(name: str) -> Quality:
+    return Quality(name, "figure", False, lambda row: metrics(row).get(name), n.decimal)
 
 
 def tradeoff(rows: Sequence[Row], width: int, height: int) -> Json | None:
