@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from rankine.checkpoint.form import CONFIG, PATCH
 from rankine.errors import UserError
 
 #: What a disk says that takes no more, or nothing from us.
+ROOM = "make room, and give the same command again: finished work is not done twice"
+CHOOSE = "choose another place, or ask for leave to write there"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG)
 
@@ -107,15 +110,27 @@ def disk_errors(directory: Path) -> Iterator[None]:
     user's to mend."""
     try:
         yield
-    except SafetensorError as error:
-        raise UserError(f"expected to write {directory}, found: {error}") from error
-    except OSError as error:
-        if error.errno not in (*FULL, *CLOSED):
+    except Exception as error:
+        number = _error_number(error)
+        if number not in (*FULL, *CLOSED) and not isinstance(error, SafetensorError):
             raise
-        detail = error.strerror or str(error)
-        with suppress(OSError):
-            detail += f", {shutil.disk_usage(directory.parent).free / 2**30:.1f} GiB free"
-        raise UserError(f"expected to write {directory}, found: {detail}") from error
+        what_to_do = CHOOSE if number in CLOSED else ROOM
+        raise _not_written(directory, error, what_to_do) from error
+
+
+def _error_number(error: Exception) -> int | None:
+    """The system's errno; Rust's libraries (safetensors, tokenizers) tell it in words."""
+    if isinstance(error, OSError):
+        return error.errno
+    told = re.search(r"\(os error (\d+)\)", str(error))
+    return int(told[1]) if told and not isinstance(error, UserError) else None
+
+
+def _not_written(directory: Path, error: Exception, what_to_do: str) -> UserError:
+    found = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    with suppress(OSError):
+        found += f", {shutil.disk_usage(directory.parent).free / 2**20:,.0f} MiB free"
+    return UserError(f"expected to write {directory}, found: {found}; {what_to_do}")
 
 
 def _umask() -> int:

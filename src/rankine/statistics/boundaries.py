@@ -10,6 +10,8 @@ from types import TracebackType
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from rankine.checkpoint.beside import disk_errors
+
 #: Bytes that may wait in memory.
 IN_MEMORY = 1 << 30
 
@@ -30,10 +32,12 @@ class Boundaries:
             self._stack.append(list(hidden))
             return
         if self._directory is None:
-            self._directory = tempfile.TemporaryDirectory(prefix="rankine-boundaries-")
+            with disk_errors(Path(tempfile.gettempdir())):
+                self._directory = tempfile.TemporaryDirectory(prefix="rankine-boundaries-")
         file = Path(self._directory.name) / f"{len(self._stack)}.safetensors"
         # Clones: slices of one input share their storage, which safetensors refuses.
-        save_file({str(n): h.cpu().clone() for n, h in enumerate(hidden)}, file)
+        with disk_errors(file.parent):
+            save_file({str(n): h.cpu().clone() for n, h in enumerate(hidden)}, file)
         self._device = hidden[0].device  # brought back to where they came from
         self._stack.append(file)
 
