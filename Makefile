@@ -14,12 +14,15 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 # Idle OpenMP threads must sleep: see src/rankine/threads.py.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help setup demo test check format docs claims bench
+.PHONY: help setup demo test test-latest test-oldest test-pinned wheel check format docs claims bench
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo     compress the embedded model with three methods; writes out/demo/report.html"
 	@echo "make test     the whole test suite, with $(WORKERS) workers"
+	@echo "make test-latest   the suite with the newest release of everything but torch"
+	@echo "make test-oldest   the suite with the oldest transformers that we promise to work with"
+	@echo "make wheel    dist/rankine-*.whl"
 	@echo "make setup    $(VENV) with everything that tests and checks need"
 	@echo "make check    style, types, import contract, generated files"
 	@echo "make format   reformat"
@@ -49,6 +52,28 @@ demo: $(VENV)/.runs
 
 test: $(VENV)/.develops
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --timeout 600 $(ARGS)
+
+# Each has an environment of its own without our constraints. torch stays as it is pinned: another
+# one would pull gigabytes. Both take ARGS, such as ARGS=tests/checkpoint.
+test-latest:
+	@$(MAKE) --no-print-directory test-pinned NAME=latest
+
+test-oldest:
+	@$(MAKE) --no-print-directory test-pinned NAME=oldest \
+	  PIN="$$(sed -n 's/^ *"\(transformers\)>=\(.*\)",/\1==\2/p' pyproject.toml)"
+
+test-pinned: OTHER = .venv-$(NAME)
+test-pinned:
+	@test -d $(OTHER) || $(PYTHON) -m venv $(OTHER)
+	@{ grep '^torch==' constraints.txt; echo "$(PIN)"; } > $(OTHER)/pins.txt
+	@$(OTHER)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade \
+	  --upgrade-strategy eager -c $(OTHER)/pins.txt $(PIP_ARGS) -e ".[dev]"
+	@$(OTHER)/bin/python -m pip list --disable-pip-version-check | grep -Ei '^(torch|transformers|peft|accelerate|datasets|tokenizers) '
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(OTHER)/bin/python -m pytest -n $(WORKERS) --dist loadfile --timeout 600 $(ARGS)
+
+wheel: $(VENV)/.develops
+	@$(BIN)/python -m pip wheel . --no-deps --quiet --disable-pip-version-check --wheel-dir dist
+	@ls dist/*.whl
 
 check: $(VENV)/.develops
 	@$(BIN)/ruff check .
