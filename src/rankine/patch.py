@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankine import structures
+from rankine import compat, structures
 from rankine.anatomy import Target
 from rankine.errors import UserError
 from rankine.metric import Metric
@@ -371,16 +371,17 @@ def assign(model: nn.Module, name: str, value: Tensor) -> None:
     """Put a tensor into the slot of that name, meta or not; floating parameters are trainable. A
     slot of its kind takes the values instead, so that what shares it goes on sharing it."""
     owner, leaf = _owner(model, name)
-    slot = owner._parameters.get(leaf)
+    slot = compat.parameters_of(owner).get(leaf)
     if slot is not None and not slot.is_meta and _alike(slot, value):
         with torch.no_grad():
             slot.copy_(value)
         return
-    if leaf in owner._buffers:
-        owner._buffers[leaf] = value
+    if leaf in compat.buffers_of(owner):
+        compat.buffers_of(owner)[leaf] = value
         return
     trainable = value.is_floating_point()
-    owner._parameters[leaf] = nn.Parameter(value.detach(), requires_grad=trainable)
+    held = nn.Parameter(value.detach(), requires_grad=trainable)
+    compat.parameters_of(owner)[leaf] = held
 
 
 def _alike(a: Tensor, b: Tensor) -> bool:
