@@ -9,7 +9,6 @@ benchmarks of speed wrote.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import re

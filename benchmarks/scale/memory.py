@@ -29,7 +29,7 @@ from rankine.engine.record import hardware, versions
 from rankine.tasks.embedded import embedded_model_dir
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "scale.json"
-IMPORTS = "import rankine.pipeline, transformers, rankine.report.page; from transformers.models import llama"
+IMPORTS = "import rankine.pipeline, rankine.report.page; from transformers.models import llama"
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ TYPED = {
     "text_column": ("body", "body"),
     "device": ("cpu", "cpu"),
     "dtype": ("float32", "float32"),
+    "memory": ("4GB", "4GB"),
     "threads": ("3", 3),
     "seed": ("7", 7),
     "include": ("*.mlp.*", ("*.mlp.*",)),

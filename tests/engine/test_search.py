@@ -127,10 +127,3 @@ def test_what_never_holds_says_how_close_it_came():
 def test_the_budget_of_the_final_run_is_the_searchs():
     found, fake = search(lambda keep: 0.0, "1.5x")
     assert found.keep == min(keep for keep, _ in fake.calls) == pytest.approx(0.1)
-
-
-def test_a_module_in_memory_would_be_compressed_in_place():
-    with pytest.raises(UserError, match="by name"):
-        smallest_that_holds(
-            Fake(lambda k: 0), Recipe.of(max_loss="1.1x"), object(), None, None, None, None
-        )

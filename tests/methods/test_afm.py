@@ -286,7 +286,9 @@ def test_v_every_lookup_counts_whatever_the_batches():
     assert count[0] > 0
     count[0] = 0
     assert torch.allclose(whole["item"], count / count.sum())
-    assert torch.allclose(whole["user"], torch.bincount(data["user"], minlength=20).double() / 100.0)
+    assert torch.allclose(
+        whole["user"], torch.bincount(data["user"], minlength=20).double() / 100.0
+    )
     _, pieces = measured(2)
     for name in whole:
         assert torch.allclose(whole[name], pieces[name], atol=1e-6)

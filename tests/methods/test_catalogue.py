@@ -91,7 +91,7 @@ def test_both_cards_must_agree():
         chain(codes, low)
     with pytest.raises(UserError, match="codes cannot follow last, which may be followed by noth"):
         chain(last, codes)
-    with pytest.raises(UserError, match="codes cannot follow only, .* by training; reorder"):
+    with pytest.raises(UserError, match=r"codes cannot follow only, .* by training; reorder"):
         chain(only, codes)
 
 

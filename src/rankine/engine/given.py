@@ -15,7 +15,6 @@ from rankine.recipe import Recipe
 from rankine.tasks import FunctionTask, LanguageModelling, Task
 from rankine.tasks.language import TOKENS_AT_ONCE, context_length, parse_tokens, vocabulary
 
-
 #: Bytes of float32 logits that a batch may have: a large vocabulary wants smaller batches.
 LOGITS = 1 << 28
 #: The same where the weights do not fit into memory.
