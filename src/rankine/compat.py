@@ -119,7 +119,7 @@ def as_loaded(model: Any, names: Iterable[str]) -> set[str]:
     return found
 
 
-# -- torch: what a module holds, live ----------------------------------------------------------------
+# -- torch: what a module holds, live --------------------------------------------------------------
 def parameters_of(module: nn.Module) -> dict[str, nn.Parameter | None]:
     """Its own parameters; writing into it skips the checks of `register_parameter`."""
     return module._parameters
@@ -140,7 +140,7 @@ def writes(tensor: Tensor) -> int:
     return tensor._version
 
 
-# -- torch: products that ship without a public name; kernels/aten.py checks what they do not --------
+# -- torch: products that ship without a public name; kernels/aten.py checks what they do not ------
 def int8_product(x_mi: Tensor, codes_oi: Tensor, scale_o: Tensor) -> Tensor:
     """(m, o)."""
     return torch.ops.aten._weight_int8pack_mm(x_mi, codes_oi, scale_o)

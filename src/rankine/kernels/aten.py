@@ -80,8 +80,7 @@ def int4_linear(x: Tensor, packed: Tensor, scale_zero_go2: Tensor, group: int = 
 def can_pack(dtype: torch.dtype) -> bool:
     """Does this torch have oneDNN's packed product for this dtype here?"""
     return bool(torch.backends.mkldnn.is_available()) and (
-        dtype == torch.float32
-        or (dtype == torch.bfloat16 and compat.packs_bfloat16())
+        dtype == torch.float32 or (dtype == torch.bfloat16 and compat.packs_bfloat16())
     )
 
 
