@@ -4,6 +4,8 @@ import pytest
 import torch
 from fitting import Layer, correlated, normal, truncated
 
+import rankine
+import tiny_models as tiny
 from rankine.budget import Bid, Option, total_bits
 from rankine.errors import UserError
 from rankine.method import get
@@ -164,3 +166,27 @@ def test_uniform_probes_nothing():
 def test_unknown_values(knobs, said):
     with pytest.raises(UserError, match=said):
         get("asvd", knobs)
+
+
+def test_what_is_probed_is_the_loss_with_one_layer_cut():
+    """On a real model: the search's figures, measured again from outside."""
+    model, task = tiny.llama(), tiny.tokens()
+    result = rankine.compress(
+        model, method="asvd", keep=1.0, set={"ratios": (0.3,)}, task=task, evaluate=False
+    )
+    batches = list(task.batches("calibration"))
+
+    def loss(one):
+        with torch.no_grad():
+            return float(torch.cat([task.loss(task.run(one, b), b) for b in batches]).mean())
+
+    before, stage = loss(tiny.llama()), result.stages[0]
+    rises = []
+    for target in result.patch.modules:
+        alone = tiny.llama()
+        tensors = {n: t for n, t in result.patch.tensors.items() if n.startswith(target + ".")}
+        Patch({target: result.patch.modules[target]}, tensors).apply(alone)
+        rises.append(max(0.0, loss(alone) - before))
+        assert stage.choices[target].loss == pytest.approx(rises[-1], abs=1e-6)
+    assert len(rises) > 2
+    assert max(rises) > 0
