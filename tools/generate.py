@@ -148,7 +148,8 @@ def cli_page() -> str:
         "`doctor` found a problem; 130 interrupted, 143 terminated; 1 is ours, with a traceback. "
         "With `--json` stdout is one object; with `--log-json`, which may stand anywhere, each "
         "line of stderr is one: progress, the records of every library, and at last `exit_code`. "
-        "Both carry a `schema` number. Options that take `PACKAGE.MODULE:NAME` import your own code, also from the current directory: "
+        "Both carry a `schema` number. Options that take `PACKAGE.MODULE:NAME` import your own "
+        "code, also from the current directory: "
         "[modules.md](modules.md)."
     )
     options = ["Options and their keywords:", "", option_table(), ""]
