@@ -144,9 +144,12 @@ def cli_page() -> str:
 
     codes = (
         "Exit codes: 0 done; 2 a mistake, told in one sentence on stderr; 3 no sizes fit the "
-        "budget, or the result does not hold what was asked (`--max-loss`, `--accept`); 130 "
-        'interrupted. With `--json` stdout is one object with a "schema" number. Options that take '
-        "`PACKAGE.MODULE:NAME` import your own code, also from the current directory: "
+        "budget, or the result does not hold what was asked (`--max-loss`, `--accept`), or "
+        "`doctor` found a problem; 130 interrupted, 143 terminated; 1 is ours, with a traceback. "
+        "With `--json` stdout is one object; with `--log-json`, which may stand anywhere, each "
+        "line of stderr is one: progress, the records of every library, and at last `exit_code`. "
+        "Both carry a `schema` number. Options that take `PACKAGE.MODULE:NAME` import your own "
+        "code, also from the current directory: "
         "[modules.md](modules.md)."
     )
     options = ["Options and their keywords:", "", option_table(), ""]

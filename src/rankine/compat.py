@@ -6,6 +6,9 @@ import copy
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+
 
 def declare_tied(model: Any, tied: Mapping[str, str]) -> None:
     """Tell transformers (5.16 to 5.23) that target parameters share their source's storage.
@@ -114,3 +117,55 @@ def as_loaded(model: Any, names: Iterable[str]) -> set[str]:
             name, _ = renaming.rename_source_key(name)
         found.add(name)
     return found
+
+
+# -- torch: what a module holds, live --------------------------------------------------------------
+def parameters_of(module: nn.Module) -> dict[str, nn.Parameter | None]:
+    """Its own parameters; writing into it skips the checks of `register_parameter`."""
+    return module._parameters
+
+
+def buffers_of(module: nn.Module) -> dict[str, Tensor | None]:
+    """Its own buffers, saved or not."""
+    return module._buffers
+
+
+def unsaved_buffers(module: nn.Module) -> set[str]:
+    """Names of those that no state dict holds."""
+    return module._non_persistent_buffers_set
+
+
+def writes(tensor: Tensor) -> int:
+    """How often it was written in place."""
+    return tensor._version
+
+
+# -- torch: products that ship without a public name; kernels/aten.py checks what they do not ------
+def int8_product(x_mi: Tensor, codes_oi: Tensor, scale_o: Tensor) -> Tensor:
+    """(m, o)."""
+    return torch.ops.aten._weight_int8pack_mm(x_mi, codes_oi, scale_o)
+
+
+def int4_packed(codes_oi: Tensor) -> Tensor:
+    """uint8, two codes a byte, in the order that `int4_product` reads."""
+    return torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes_oi, 1)
+
+
+def int4_product(x_mi: Tensor, packed: Tensor, group: int, scale_zero_go2: Tensor) -> Tensor:
+    """(m, o)."""
+    return torch.ops.aten._weight_int4pack_mm_for_cpu(x_mi, packed, group, scale_zero_go2)
+
+
+def packs_bfloat16() -> bool:
+    """Has oneDNN a bfloat16 product on this processor?"""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def packed_weight(w_oi: Tensor) -> Tensor:
+    """In oneDNN's blocked layout."""
+    return torch.ops.mkldnn._reorder_linear_weight(w_oi, 1)
+
+
+def packed_product(x: Tensor, packed_oi: Tensor, bias_o: Tensor | None) -> Tensor:
+    """(..., o)."""
+    return torch.ops.mkldnn._linear_pointwise(x, packed_oi, bias_o, "none", [], "")

@@ -23,7 +23,12 @@ from rankine import __version__
 from rankine.threads import cores
 
 #: Options of the self-test: the first block of the embedded model at half its size.
-TEST: dict[str, Any] = {"method": "svd_llm", "keep": 0.5, "tokens": "2x64", "include": ("*.layers.0.*",)}
+TEST: dict[str, Any] = {
+    "method": "svd_llm",
+    "keep": 0.5,
+    "tokens": "2x64",
+    "include": ("*.layers.0.*",),
+}
 #: Extras that users install; the rest is for development.
 EXTRAS = ("eval", "onnx", "gguf", "testing")
 

@@ -395,6 +395,7 @@ __all__ = [
     "Source",
     "Stream",
     "anchored",
+    "bits_of_tied",
     "catalogue",
     "convert",
     "dense_bid",

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankine import structures
+from rankine import compat, structures
 from rankine.anatomy import Target
 from rankine.errors import UserError
 from rankine.metric import Metric
@@ -288,13 +288,24 @@ def dense_patch(model: nn.Module, paths: list[str] | None = None) -> Patch:
     return merged
 
 
-def narrow(model: nn.Module, rows: Mapping[str, Tensor], columns: Mapping[str, Tensor]) -> Patch:
-    """The patch that keeps the given output rows and input columns of dense weights.
+def narrow(
+    model: nn.Module,
+    rows: Mapping[str, Tensor],
+    columns: Mapping[str, Tensor],
+    vectors: Mapping[str, Tensor] | None = None,
+) -> Patch:
+    """The patch that keeps the given output rows and input columns of dense weights, and the given
+    entries (along the last dimension) of other tensors by name.
 
     Coupled units (an FFN unit, a KV group, a hidden dimension) name what lives or dies together;
-    this one function slices them, biases included.
+    this one function slices them, biases included. What shared its storage goes on sharing it.
     """
-    patch = Patch()
+    tensors = {
+        name: model.get_parameter(name).detach()[..., index].clone()
+        for name, index in (vectors or {}).items()
+    }
+    patch = Patch(tensors=tensors)
+    first = first_names(model)
     for path in {**rows, **columns}:
         module = module_at(model, path)
         w = matrix(module)
@@ -305,9 +316,22 @@ def narrow(model: nn.Module, rows: Mapping[str, Tensor], columns: Mapping[str, T
         if path in columns:
             w = w[..., columns[path]]
         dense = _dense_like(module, (w.shape[-2], w.shape[-1]))
+        source = first.get(id(module.weight), "")
+        if source in patch.tensors and source != f"{path}.weight":
+            tied = Patch({path: dense}, tied={f"{path}.weight": source})
+            patch |= replace(tied, tensors={} if bias is None else {f"{path}.bias": bias})
+            continue
         weight = dense.encode(w.detach(), Metric())["weight"].clone().contiguous()
         patch |= Patch.of(path, dense, {"weight": weight}, bias)
     return patch
+
+
+def first_names(model: nn.Module) -> dict[int, str]:
+    """id of each parameter → its first name."""
+    found: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        found.setdefault(id(parameter), name)
+    return found
 
 
 def _dense_like(module: nn.Module, shape: tuple[int, int] | None = None) -> structures.Dense:
@@ -371,16 +395,19 @@ def assign(model: nn.Module, name: str, value: Tensor) -> None:
     """Put a tensor into the slot of that name, meta or not; floating parameters are trainable. A
     slot of its kind takes the values instead, so that what shares it goes on sharing it."""
     owner, leaf = _owner(model, name)
-    slot = owner._parameters.get(leaf)
+    slot = compat.parameters_of(owner).get(leaf)
     if slot is not None and not slot.is_meta and _alike(slot, value):
         with torch.no_grad():
             slot.copy_(value)
         return
-    if leaf in owner._buffers:
-        owner._buffers[leaf] = value
+    if leaf in compat.buffers_of(owner):
+        compat.buffers_of(owner)[leaf] = value
         return
+    if isinstance(owner, nn.LayerNorm):  # the only one that keeps its width beside its weight
+        owner.normalized_shape = tuple(value.shape)
     trainable = value.is_floating_point()
-    owner._parameters[leaf] = nn.Parameter(value.detach(), requires_grad=trainable)
+    held = nn.Parameter(value.detach(), requires_grad=trainable)
+    compat.parameters_of(owner)[leaf] = held
 
 
 def _alike(a: Tensor, b: Tensor) -> bool:

@@ -150,9 +150,8 @@ def save(run: Run, place: Path, data: dict[str, Any], stages: Sequence[Stage]) -
             figures.measure_after(run, saved, data, beside)
             accept(run.recipe, data, place)
         record.write(data, beside)
-        if checkpoint.is_pretrained(run.model):
-            cost = report.cost(data) if evaluate else ""
-            checkpoint.write_card(run.model, beside, run.info.directory, cost, bool(run.patch))
+        cost = report.cost(data) if evaluate else ""
+        checkpoint.write_card(run.model, beside, run.info.directory, cost, bool(run.patch))
     run.forget()
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import operator
-import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -20,6 +18,7 @@ from pydantic import (
 )
 
 from rankine import own
+from rankine.acceptance import Condition
 from rankine.budget import Budget
 from rankine.errors import UserError, suggest
 from rankine.limits import YAML_BYTES, parse_yaml, read_text
@@ -58,32 +57,6 @@ _Marked = PlainSerializer(own.shown, when_used="json")
 Data = Annotated[Any, BeforeValidator(_data), _Marked]
 Code = Annotated[Any, BeforeValidator(_code), _Marked]
 Metrics = Annotated[Any, BeforeValidator(_metrics), _Marked]
-
-
-class Condition(NamedTuple):
-    """`name` `sign` `bound`, such as auc >= 0.8: what a measured figure must hold."""
-
-    name: str
-    sign: str
-    bound: float
-
-    @classmethod
-    def parse(cls, text: str) -> Condition:
-        """Raises UserError on anything else."""
-        found = re.fullmatch(r"\s*(\w[\w.@/ -]*?)\s*(>=|<=|>|<)\s*(\S+)\s*", text)
-        try:
-            if found is not None:
-                return cls(found[1], found[2], float(found[3]))
-        except ValueError:
-            pass
-        raise UserError(
-            f'expected accept as a figure and its bound, such as auc>=0.80, found "{text}"'
-        )
-
-    def holds(self, value: float) -> bool:
-        """NaN holds nothing."""
-        signs = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
-        return bool(signs[self.sign](value, self.bound))
 
 
 def _conditions(value: Any) -> Any:

@@ -73,6 +73,10 @@ def test_from_plan_to_export(rankine, home):
     dense, small = json.loads(ran.out)["rows"]
     assert small["bytes"] < dense["bytes"]
     assert set(small["metrics"]) == {"hits", "zero"}
+    assert "--accept" not in rankine("eval", "small", *into, *metrics, "--accept", "zero<=0").err
+    refused = rankine("eval", "small", *into, *metrics, "--accept", "zero>=1")
+    assert (refused.code, refused.sentence) == (3, "expected zero >= 1, found 0")
+    assert "hits" in refused.out
     assert "low_rank" in rankine("inspect", "small").out
     ran = rankine(
         "heal", "small", *into, "--teacher", "shop.nets:build", "--data", "shop.nets:batches",
@@ -106,6 +110,19 @@ def test_compare_shows_the_users_figures(rankine, home):
     assert ran.code == 0, ran.err
     assert "hits" in ran.out.splitlines()[0]
     assert len(ran.out.splitlines()) == 6
+
+
+def test_a_language_model_has_figures_of_its_users_too(rankine, home, tiny, text):
+    (home / "shop" / "figures.py").write_text(
+        "def depth(model):\n    return {'blocks': len(model.model.layers)}\n"
+    )
+    ran = rankine(
+        "compress", tiny, "--method", "svd", "--keep", "0.6", "--evaluation", text,
+        "--eval-tokens", "200", "--threads", "1", "--evaluate", "shop.figures:depth",
+        "--calibration", text, "--tokens", "4x32", "--accept", "blocks>=2", "-o", "small",
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    assert {"perplexity", "blocks"} <= set(ran.out.splitlines()[0].split())
 
 
 def test_what_is_not_accepted_exits_with_3(rankine, home):

@@ -75,6 +75,9 @@ def test_what_is_written_loads_into_a_fresh_module(written):
     assert auc(on_disk["rows"]) == auc(report["rows"]) == pytest.approx(digits_auc(fresh))
     assert on_disk["recipe"]["evaluate"] == "<function metrics>"
     assert "auc" in (place / "report.html").read_text()
+    card = (place / "README.md").read_text()
+    assert 'rankine.load("out", into=Net(...))' in card
+    assert "auc" in card
     assert sorted(p.name for p in place.parent.iterdir()) == ["out"]
 
 

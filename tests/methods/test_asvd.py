@@ -4,7 +4,10 @@ import pytest
 import torch
 from fitting import Layer, correlated, normal, truncated
 
+import rankine
+import tiny_models as tiny
 from rankine.budget import Bid, Option, total_bits
+from rankine.engine.stage import WorkBench
 from rankine.errors import UserError
 from rankine.method import get
 from rankine.patch import Patch
@@ -164,3 +167,54 @@ def test_uniform_probes_nothing():
 def test_unknown_values(knobs, said):
     with pytest.raises(UserError, match=said):
         get("asvd", knobs)
+
+
+def test_what_is_probed_is_the_loss_with_one_layer_cut():
+    """On a real model: the search's figures, measured again from outside."""
+    model, task = tiny.llama(), tiny.tokens()
+    result = rankine.compress(
+        model, method="asvd", keep=1.0, set={"ratios": (0.3,)}, task=task, evaluate=False
+    )
+    batches = list(task.batches("calibration"))
+
+    def loss(one):
+        with torch.no_grad():
+            return float(torch.cat([task.loss(task.run(one, b), b) for b in batches]).mean())
+
+    before, stage = loss(tiny.llama()), result.stages[0]
+    rises = []
+    for target in result.patch.modules:
+        alone = tiny.llama()
+        tensors = {n: t for n, t in result.patch.tensors.items() if n.startswith(target + ".")}
+        Patch({target: result.patch.modules[target]}, tensors).apply(alone)
+        rises.append(max(0.0, loss(alone) - before))
+        assert stage.choices[target].loss == pytest.approx(rises[-1], abs=1e-6)
+    assert len(rises) > 2
+    assert max(rises) > 0
+
+
+def test_a_search_that_was_interrupted_goes_on(tmp_path, monkeypatch):
+    """What was probed is not probed again, and the end is the same."""
+    made, plain = [], WorkBench._loss
+
+    def run(work, stop=None):
+        def loss(bench):
+            if stop is not None and len(made) == stop:
+                raise KeyboardInterrupt
+            made.append(1)
+            return plain(bench)
+
+        monkeypatch.setattr(WorkBench, "_loss", loss)
+        model, asked = tiny.llama(), {"method": "asvd", "keep": 1.0, "set": {"ratios": (0.2, 0.3)}}
+        rankine.compress(model, task=tiny.tokens(), work=str(work), evaluate=False, **asked)
+        return model.state_dict()
+
+    whole, probes = run(tmp_path / "whole"), len(made)
+    made.clear()
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", stop=10)
+    made.clear()
+    resumed = run(tmp_path / "cut")
+    assert len(made) == probes - 9  # ten figures stood: the dense model's, which is taken again
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())

@@ -151,3 +151,18 @@ def test_the_result_does_not_depend_on_the_batch_size():
 def test_unknown_values(knobs):
     with pytest.raises(UserError, match="expected"):
         get("fwsvd", knobs)
+
+
+def test_a_classifier_of_ones_own():
+    """An example is what the task says: a padded sequence with one label."""
+    model, dense = tiny.bert(), tiny.bert()
+    result = rankine.compress(
+        model, method="fwsvd", keep=0.8, task=tiny.classified(), evaluate=False
+    )
+    assert result.patch.modules
+    task = tiny.classified()
+    batch = next(iter(task.batches("calibration")))
+    with torch.no_grad():
+        one, other = (task.run(m, batch).logits for m in (model, dense))
+    assert bool(torch.isfinite(one).all())
+    assert not torch.equal(one, other)

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def tree(tmp_path_factory):
     """A checkout of our own, with a new method in it."""
     copy = tmp_path_factory.mktemp("checkout")
-    left_out = shutil.ignore_patterns("__pycache__", "*.egg-info", ".cache", "results")
+    left_out = shutil.ignore_patterns("__pycache__", "*.egg-info", ".cache")
     for name in ("src", "tests", "tools", "docs", "benchmarks"):
         shutil.copytree(ROOT / name, copy / name, ignore=left_out)
     for name in ("pyproject.toml", "README.md"):

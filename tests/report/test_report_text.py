@@ -8,6 +8,7 @@ import report_sample
 from rich.console import Console
 
 from rankine import report
+from rankine.acceptance import figures
 from rankine.report import numbers as n
 from rankine.report.schema import parse
 from rankine.report.terminal import cells, markdown_table
@@ -138,7 +139,7 @@ def test_names_of_figures_are_text():
 def test_strange_metrics_do_not_stop_the_table(bad):
     rows = [*own_rows(), {"name": "other", "bytes": 1, "metrics": bad}]
     assert len(report.plain_table(rows).splitlines()) == 4
-    assert set(report.figures(rows[-1])) <= {"bytes", "1"}
+    assert set(figures(rows[-1])) <= {"bytes", "1"}
 
 
 def test_ratio_to_dense_is_derived_where_it_is_not_given():

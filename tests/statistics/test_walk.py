@@ -16,33 +16,36 @@ from rankine.statistics import Walk, as_walked, survey
 class Layer(nn.Module):
     """A block of a user's own."""
 
-    def __init__(self):
+    def __init__(self, tuples):
         super().__init__()
+        self.tuples = tuples
         self.inner = nn.Linear(12, 12)
 
     def forward(self, x):
-        return F.relu(self.inner(x))
+        y = F.relu(self.inner(x))
+        return (y, x) if self.tuples else y
 
 
 class Stack(nn.Module):
-    """Blocks in a chain, with a residual around each, or side by side."""
+    """Blocks in a chain, with a residual around each, side by side, or that return more."""
 
     def __init__(self, how):
         super().__init__()
         torch.manual_seed(0)
         self.how = how
-        self.layers = nn.ModuleList(Layer() for _ in range(3))
+        self.layers = nn.ModuleList(Layer(how == "tuples") for _ in range(3))
         self.head = nn.Linear(12, 5)
 
     def forward(self, x):
         if self.how == "side by side":
             return self.head(sum(layer(x) for layer in self.layers))
         for layer in self.layers:
-            x = layer(x) + (x if self.how == "residual" else 0)
+            y = layer(x)[0] if self.how == "tuples" else layer(x)
+            x = y + (x if self.how == "residual" else 0)
         return self.head(x)
 
 
-@pytest.mark.parametrize("how", ["chain", "residual", "side by side"])
+@pytest.mark.parametrize("how", ["chain", "residual", "side by side", "tuples"])
 def test_blocks_are_walked_only_where_they_are_a_chain(how):
     model, task = Stack(how).double().eval(), tiny.regression(dtype=torch.float64)
     batches = list(task.batches("calibration"))
@@ -65,9 +68,9 @@ def test_blocks_are_walked_only_where_they_are_a_chain(how):
         assert close(found.gradient(weight, GRADIENTS).h_nn, g, 1e-9)
 
 
-@pytest.mark.parametrize("name", [*tiny.LANGUAGE, "bert"])
+@pytest.mark.parametrize("name", [*tiny.LANGUAGE, *tiny.MORE_LANGUAGE, "bert"])
 def test_the_families_are_chains(name):
-    model = {**tiny.LANGUAGE, "bert": tiny.bert}[name]()
+    model = {**tiny.LANGUAGE, **tiny.MORE_LANGUAGE, "bert": tiny.bert}[name]()
     task = tiny.classified() if name == "bert" else tiny.tokens(padded=True)
     anatomy = describe(model)
     batch = next(iter(task.batches("calibration")))

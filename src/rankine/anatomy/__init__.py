@@ -11,7 +11,7 @@ from rankine.anatomy.generic import generic
 from rankine.anatomy.layouts import FAMILIES, Layout
 from rankine.anatomy.parts import Anatomy, Attention, Block, Mlp, Norm, Target, Weight
 from rankine.anatomy.targets import weight_targets
-from rankine.anatomy.units import Units, ffn_units, kv_groups
+from rankine.anatomy.units import Units, ffn_units, hidden_units, kv_groups
 from rankine.anatomy.walk import LayoutError, family
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "describe",
     "ffn_units",
     "generic",
+    "hidden_units",
     "kv_groups",
     "register",
     "weight_targets",

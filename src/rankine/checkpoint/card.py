@@ -44,6 +44,21 @@ An ordinary checkpoint written by Rankine: it loads with
 """
 
 
+PLAIN = """# {name}, made smaller with Rankine
+
+The weights of a torch module `{architecture}`, some of whose layers were replaced by smaller ones
+(`patch.json` lists them; the format is open, see rankine's `docs/format.md`). The code of the
+module is not here.
+
+## Load it
+
+```python
+import rankine
+model = rankine.load("{name}", into={architecture}(...))  # built as it was before compression
+```
+"""
+
+
 def notices(source: Path) -> list[Path]:
     """Licence and notice files of a model directory."""
     return sorted(p for p in source.iterdir() if p.is_file() and NOTICES.match(p.name))
@@ -83,6 +98,16 @@ def card(name: str, auto: str, fields: Mapping[str, Any], cost: str, patched: bo
     body = (TEXT if patched else DENSE).format(name=name, auto=auto)
     if "license" not in fields:
         body += "\nThe input stated no licence: ask its makers before passing this on.\n"
+    return _with_cost(head, body, cost)
+
+
+def plain_card(name: str, architecture: str, cost: str) -> str:
+    """The same for the directory of a plain module."""
+    head = {"library_name": "pytorch", "tags": ["rankine"]}
+    return _with_cost(head, PLAIN.format(name=name, architecture=architecture), cost)
+
+
+def _with_cost(head: Mapping[str, Any], body: str, cost: str) -> str:
     if cost:
         body += f"\n## What it cost\n\n{cost.strip()}\n"
-    return f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---\n\n{body}"
+    return f"---\n{yaml.safe_dump(dict(head), sort_keys=False, allow_unicode=True)}---\n\n{body}"

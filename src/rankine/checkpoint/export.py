@@ -18,6 +18,7 @@ from rankine.checkpoint.form import MODELING
 from rankine.checkpoint.load import load, local_directory, tokenizer_of
 from rankine.checkpoint.save import is_pretrained, patch_of, save
 from rankine.errors import UserError
+from rankine.modules import conceal
 from rankine.patch import Patch, dense_patch, replace_module
 
 
@@ -62,7 +63,7 @@ def merge(model: Any) -> Any:
     patch = patch_of(model)
     dense = dense_patch(model)
     compat.forget_tied(model, patch.tied)
-    dense.apply(model)
+    conceal(dense.apply(model))
     skeleton = _skeleton(model)
     for path, like in skeleton.named_modules():
         if isinstance(like, nn.Linear | nn.Embedding) or type(like).__name__ == "Conv1D":

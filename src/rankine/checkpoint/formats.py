@@ -41,7 +41,7 @@ def export(
     to = to or ("onnx" if Path(output).suffix == ".onnx" else "dense")
     if to not in FORMATS:
         raise UserError(f'unknown format "{to}"; {suggest(to, list(FORMATS))}')
-    if into is not None and is_plain(model):
+    if not isinstance(model, nn.Module) and into is not None and is_plain(model):
         model = load(model, into=built(into, "into"))
     if to == "dense":
         return export_dense(model, output, force=force)

@@ -82,9 +82,9 @@ def write(
         _save_pretrained(model, beside, patch, max_shard_size, weights)
         if tokenizer is not None:
             tokenizer.save_pretrained(beside)
-        write_card(model, beside, source, cost, bool(patch))
     else:
         _save_plain(model, beside, patch)
+    write_card(model, beside, source, cost, bool(patch))
     write_sums(beside)
 
 
@@ -161,6 +161,10 @@ def write_card(
 ) -> None:
     """The model card (README.md), with the licence and notices of `source`; writing it again, with
     what the measurements said, replaces it."""
+    if not is_pretrained(model):
+        text = card.plain_card(final_name(beside), type(model).__name__, cost)
+        (beside / CARD).write_text(text, encoding="utf-8")
+        return
     origin = str(source or getattr(model.config, "_name_or_path", "") or "")
     folder = Path(origin) if origin and os.path.isdir(origin) else None
     base = origin if origin and folder is None and origin.count("/") == 1 else None

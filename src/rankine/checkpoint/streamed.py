@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from rankine import compat
 from rankine.checkpoint.form import tensor_names, weight_files
 from rankine.checkpoint.shards import Place, Spec, read_places, write_shards
 from rankine.patch import Patch
@@ -210,20 +211,20 @@ class Streamed:
 
 def _own(module: nn.Module) -> dict[str, Tensor]:
     """The saved tensors that a module holds itself, not through its children."""
-    hidden = module._non_persistent_buffers_set
-    buffers = {n: b for n, b in module._buffers.items() if b is not None and n not in hidden}
-    return {**{n: p for n, p in module._parameters.items() if p is not None}, **buffers}
+    hidden, buffers = compat.unsaved_buffers(module), compat.buffers_of(module)
+    held = {**compat.parameters_of(module), **{n: b for n, b in buffers.items() if n not in hidden}}
+    return {name: tensor for name, tensor in held.items() if tensor is not None}
 
 
 def _place(model: nn.Module, name: str, tensor: Tensor) -> None:
     parent, _, leaf = name.rpartition(".")
     owner = model.get_submodule(parent) if parent else model
-    if leaf in owner._buffers:
-        owner._buffers[leaf] = tensor
-    elif isinstance(tensor, nn.Parameter):
-        owner._parameters[leaf] = tensor
-    else:
-        owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
+    if leaf in compat.buffers_of(owner):
+        compat.buffers_of(owner)[leaf] = tensor
+        return
+    parameter = isinstance(tensor, nn.Parameter)
+    held = tensor if parameter else nn.Parameter(tensor, requires_grad=False)
+    compat.parameters_of(owner)[leaf] = held
 
 
 def places_of(model: nn.Module, directory: Path) -> dict[str, Place] | None:

@@ -18,8 +18,8 @@ Directory = Annotated[Path, typer.Argument(metavar="DIR", help="a checkpoint dir
 
 
 @takes_recipe(
-    "model", "into", "evaluation", "eval_tokens", "text_column", "evaluate", "device", "dtype",
-    "threads", "fused", "allow_pickle", file=False,
+    "model", "into", "evaluation", "eval_tokens", "text_column", "evaluate", "accept", "device",
+    "dtype", "threads", "fused", "allow_pickle", file=False,
 )  # fmt: skip
 def evaluate(
     recipe: Recipe,
@@ -34,18 +34,20 @@ def evaluate(
     from rankine.engine.run import choose_device
     from rankine.evaluation.evaluate import evaluate
 
-    found = evaluate(
-        recipe.model,
-        against=against,
-        into=recipe.into,
-        evaluate=recipe.evaluate,
-        evaluation=recipe.evaluation,
-        eval_tokens=recipe.eval_tokens,
-        text_column=recipe.text_column,
-        device=choose_device(recipe.device),
-        dtype=recipe.dtype,
-        fused=recipe.fused,
-    )
+    with show.unaccepted("eval", json):
+        found = evaluate(
+            recipe.model,
+            against=against,
+            into=recipe.into,
+            evaluate=recipe.evaluate,
+            accept=recipe.accept,
+            evaluation=recipe.evaluation,
+            eval_tokens=recipe.eval_tokens,
+            text_column=recipe.text_column,
+            device=choose_device(recipe.device),
+            dtype=recipe.dtype,
+            fused=recipe.fused,
+        )
     if json:
         show.as_json("eval", found)
         return

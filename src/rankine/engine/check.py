@@ -18,6 +18,7 @@ from rankine.errors import UserError
 from rankine.patch import Patch, stored_bits
 from rankine.structures.bank import full_shape
 from rankine.tasks import FunctionTask
+from rankine.tasks.task import leaves
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,8 @@ def check_outputs(model: nn.Module, run: Run) -> None:
         return
     batch = run.calibration[0]
     outputs: Any = run.task.run(model, batch)
-    logits = getattr(outputs, "logits", outputs)
-    if isinstance(logits, torch.Tensor) and not bool(torch.isfinite(logits).all()):
+    found = leaves(getattr(outputs, "logits", outputs))
+    if not all(bool(torch.isfinite(tensor).all()) for _, tensor in found):
         raise UserError(
             "expected finite outputs of the compressed model, found NaN or infinity: store it "
             "with --dtype bfloat16 or float32, or keep more"

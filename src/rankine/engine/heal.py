@@ -169,9 +169,8 @@ def _write(run: Run, place: Path, data: dict[str, Any], teacher: Teacher | None)
         add_after(run, saved, data, teacher, directory_bytes(beside)[0])
         accept(run.recipe, data, place)
         record.write(data, beside)
-        if checkpoint.is_pretrained(run.model):
-            cost = report.cost(data) if run.recipe.evaluate is not False else ""
-            checkpoint.write_card(run.model, beside, run.info.directory, cost, bool(run.patch))
+        cost = report.cost(data) if run.recipe.evaluate is not False else ""
+        checkpoint.write_card(run.model, beside, run.info.directory, cost, bool(run.patch))
 
 
 def _write_adapter(run: Run, learned: Learned, place: Path) -> None:

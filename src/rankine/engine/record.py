@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from rankine import report
+from rankine.acceptance import FIGURES
 from rankine.budget import Option
 from rankine.engine.check import measured_size
 from rankine.engine.plan import Plan
@@ -43,7 +44,7 @@ def row(
     method: str,
 ) -> dict[str, Any]:
     """One line of the honest table; figures that are not Rankine's own are the user's metrics."""
-    own = {k: v for k, v in found.items() if k in report.FIGURES}
+    own = {k: v for k, v in found.items() if k in FIGURES}
     metrics = {k: v for k, v in found.items() if k not in {*own, "tokens"}}
     return {
         "name": name,

@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from rankine.acceptance import figure
 from rankine.engine.record import before
 from rankine.errors import AcceptanceError, UserError
 from rankine.method import get
 from rankine.recipe import Recipe
-from rankine.report import figure
 
 #: Real compressions at most; each is evaluated on the held-out text.
 TRIES = 5

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rankine.anatomy import Target, Weight
 from rankine.budget import Bid, Budget, Option
+from rankine.checkpoint.journal import digest
 from rankine.engine.run import Run
 from rankine.errors import BudgetError, UserError
 from rankine.evaluation.latency import pays
@@ -255,10 +256,18 @@ class WorkBench:
         return fit(self.stage, found, option, self.stage.evidence, source)
 
     def probe(self, patch: Patch) -> float:
-        """Mean loss per term with the patch minus without."""
+        """Mean loss per term with the patch minus without; kept in the journal, as a search may
+        take hours."""
+        run, name = self.stage.run, f"probe-{self.stage.number}"
+        unit = digest(patch.to_json())
+        kept = run.journal.get(name, unit)
+        if kept is not None:
+            return float(kept[1]["loss"])
         before = self._before
-        with tried(self.stage.run, patch):
-            return self._loss() - before
+        with tried(run, patch):
+            loss = self._loss() - before
+        run.journal.put(name, unit, {}, {"loss": loss})
+        return loss
 
     @cached_property
     def _before(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,8 +11,9 @@ import torch
 from torch import nn
 
 from rankine import own
+from rankine.acceptance import Condition, check_measured, unmet
 from rankine.checkpoint import directory_bytes, is_plain, open_given
-from rankine.errors import UserError
+from rankine.errors import AcceptanceError, UserError
 from rankine.evaluation.latency import measure_latency, parameter_bytes
 from rankine.evaluation.perplexity import Interval, paired_bootstrap, perplexity
 from rankine.tasks.score import LanguageScore
@@ -24,6 +26,7 @@ def evaluate(
     against: str | nn.Module | None = None,
     into: Any = None,
     evaluate: Any = None,
+    accept: Sequence[str] | str = (),
     evaluation: str = "embedded",
     eval_tokens: int = 50_000,
     text_column: str | None = None,
@@ -37,14 +40,17 @@ def evaluate(
     `model` and `against` are hub ids, directories, "embedded", modules or the names of what builds
     them ("package.module:factory"); `into` is the factory (or its name) of the architecture that
     directories of plain modules go into. `evaluate(model)` (or its name) gives figures by name;
-    without it, each model must be a language model with its tokenizer.
+    without it, each model must be a language model with its tokenizer. `accept` holds conditions
+    on the figures of `model`, such as "auc>=0.80".
 
     Returns {"rows": the report's rows, `against` first, "difference": (estimate, low, high) of the
     log-perplexity of `model` minus that of `against` with its paired 95 % interval, or None where
     there is no second model or the two cut the text into other tokens}. On a CPU 16-bit weights
     are computed in float32; with `fused` decoding is timed inside `rankine.fused`. Raises
-    UserError.
+    UserError, and its kind AcceptanceError (with the figures as its report).
     """
+    texts = (accept,) if isinstance(accept, str) else accept
+    conditions = [Condition.parse(text) for text in texts]
     metrics = None if isinstance(evaluate, bool) else own.function(evaluate, "evaluate")
     given = [against, model] if against is not None else [model]
     places = [into if one is model or is_plain(one) else None for one in given]
@@ -64,7 +70,12 @@ def evaluate(
         if metrics is not None:
             row["metrics"] = own_figures(metrics, entry.module)
         rows.append(row)
-    return {"rows": rows, "difference": _difference([s for s in scores if s is not None])}
+    known = [score for score in scores if score is not None]
+    found = {"rows": rows, "difference": _difference(known)}
+    check_measured(conditions, rows[-1])
+    if failed := unmet(conditions, rows):
+        raise AcceptanceError(failed, found)
+    return found
 
 
 class _Opened(NamedTuple):

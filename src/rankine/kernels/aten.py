@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rankine import compat
+
 #: The inner size that the int8 kernel reads in steps of.
 INT8_STEP = 16
 #: Output and group sizes that the int4 kernel is written for.
@@ -37,7 +39,7 @@ def int8_linear(x: Tensor, codes_oi: Tensor, scale_o: Tensor) -> Tensor:
     if i % INT8_STEP:
         raise ValueError(f"expected a multiple of {INT8_STEP} inputs for int8, found {i}")
     x_mi = x.reshape(-1, i).contiguous()
-    y_mo = torch.ops.aten._weight_int8pack_mm(x_mi, codes_oi, scale_o)
+    y_mo = compat.int8_product(x_mi, codes_oi, scale_o)
     return y_mo.view(*x.shape[:-1], o)
 
 
@@ -53,7 +55,7 @@ def quantize_int4(w_oi: Tensor, group: int = 64) -> tuple[Tensor, Tensor]:
     # The kernel computes (code − 8) · scale + zero.
     zero_og = low + 8 * scale_og
     scale_zero = torch.stack([scale_og.T, zero_og.T], -1).to(w_oi.dtype).contiguous()
-    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.view(o, i).int(), 1)
+    packed = compat.int4_packed(codes.view(o, i).int())
     return packed, scale_zero
 
 
@@ -70,7 +72,7 @@ def int4_linear(x: Tensor, packed: Tensor, scale_zero_go2: Tensor, group: int = 
     if packed.dtype != torch.uint8 or packed.numel() * 2 != o * i or not packed.is_contiguous():
         raise ValueError(f"expected {o * i // 2} packed bytes, found {_describe(packed)}")
     x_mi = x.reshape(-1, i).contiguous()
-    y_mo = torch.ops.aten._weight_int4pack_mm_for_cpu(x_mi, packed, group, scale_zero_go2)
+    y_mo = compat.int4_product(x_mi, packed, group, scale_zero_go2)
     return y_mo.view(*x.shape[:-1], o)
 
 
@@ -78,8 +80,7 @@ def int4_linear(x: Tensor, packed: Tensor, scale_zero_go2: Tensor, group: int = 
 def can_pack(dtype: torch.dtype) -> bool:
     """Does this torch have oneDNN's packed product for this dtype here?"""
     return bool(torch.backends.mkldnn.is_available()) and (
-        dtype == torch.float32
-        or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        dtype == torch.float32 or (dtype == torch.bfloat16 and compat.packs_bfloat16())
     )
 
 
@@ -87,7 +88,7 @@ def pack(w_oi: Tensor) -> Tensor:
     """The weight, reordered once for products with few rows: same numbers, opaque layout."""
     if w_oi.ndim != 2 or not can_pack(w_oi.dtype):
         raise ValueError(f"expected a float32 or bfloat16 matrix, found {_describe(w_oi)}")
-    return torch.ops.mkldnn._reorder_linear_weight(w_oi.contiguous(), 1)
+    return compat.packed_weight(w_oi.contiguous())
 
 
 def packed_linear(x: Tensor, packed_oi: Tensor, bias_o: Tensor | None = None) -> Tensor:
@@ -95,7 +96,7 @@ def packed_linear(x: Tensor, packed_oi: Tensor, bias_o: Tensor | None = None) ->
     _check(x, packed_oi.shape[1])
     if packed_oi.dtype != x.dtype:
         raise ValueError(f"expected inputs in {packed_oi.dtype}, found {_describe(x)}")
-    return torch.ops.mkldnn._linear_pointwise(x, packed_oi, bias_o, "none", [], "")
+    return compat.packed_product(x, packed_oi, bias_o)
 
 
 # -- checks ----------------------------------------------------------------------------------------

@@ -41,14 +41,14 @@ class ExpertBank(nn.Module):
         return y_so[back_s].view(total, k, -1).sum(1).to(hidden_states.dtype)
 
     def _through(self, bank: str, x_si: Tensor, routing: Routing) -> Tensor:
-        if bank in self._modules:
+        if bank in dict(self.named_children()):
             y_so: Tensor = getattr(self, bank)(x_si, routing)
             return y_so
         return grouped(x_si, self.get_parameter(self.banks[bank]), routing)
 
     def put(self, bank: str, module: nn.Module) -> None:
         """`module` in the place of a bank, or of the parameter that it was so far."""
-        self._parameters.pop(self.banks[bank], None)
+        compat.parameters_of(self).pop(self.banks[bank], None)
         setattr(self, bank, module)
 
 
@@ -107,7 +107,7 @@ def conceal(model: nn.Module) -> nn.Module:
         if not isinstance(experts, ExpertBank):
             continue
         for bank, name in experts.banks.items():
-            if isinstance(dense := experts._modules.get(bank), Bank):
+            if isinstance(dense := getattr(experts, bank, None), Bank):
                 delattr(experts, bank)
                 experts.register_parameter(name, dense.weight)
     return model

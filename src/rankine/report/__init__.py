@@ -8,18 +8,15 @@ from typing import Any
 
 from rankine.report.card import cost
 from rankine.report.compare import combine
-from rankine.report.schema import FIGURES, FILE, SCHEMA, Report, dumps, figure, figures, read
+from rankine.report.schema import FILE, SCHEMA, Report, dumps, read
 from rankine.report.terminal import plain_table, table
 
 __all__ = [
-    "FIGURES",
     "SCHEMA",
     "Report",
     "combine",
     "cost",
     "dumps",
-    "figure",
-    "figures",
     "html",
     "plain_table",
     "read",

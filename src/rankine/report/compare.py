@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rankine.acceptance import metrics
 from rankine.errors import UserError
-from rankine.report.schema import SCHEMA, Report, metrics, parse
+from rankine.report.schema import SCHEMA, Report, parse
 from rankine.report.verdict import subject_row
 
 #: Rows are comparable only where these agree.

@@ -21,11 +21,12 @@ from bokeh.resources import Resources
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from rankine.acceptance import metrics
 from rankine.report import numbers as n
 from rankine.report.charts import Json
 from rankine.report.maps import by_role, maps, shares
 from rankine.report.palette import twins, variables
-from rankine.report.schema import Report, metrics, parse
+from rankine.report.schema import Report, parse
 from rankine.report.spectra import spectra
 from rankine.report.terminal import cells
 from rankine.report.tradeoff import LOSS, PERPLEXITY, quality_of, tradeoff

@@ -140,31 +140,6 @@ class Report(_Required, total=False):
     warnings: list[str]
 
 
-#: Figures of a row that Rankine measures itself, beside its size.
-FIGURES = (
-    *("perplexity", "perplexity_interval", "bits_per_byte", "accuracy", "loss"),
-    *("tokens_per_second", "ratio_to_dense", "note"),
-)
-
-
-def metrics(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The user's own figures of a row."""
-    found = row.get("metrics")
-    return {str(k): v for k, v in found.items()} if isinstance(found, Mapping) else {}
-
-
-def figures(row: Mapping[str, Any]) -> dict[str, float]:
-    """Every number of a row by name; where two share one it is the user's metric."""
-    found = {name: row.get(name) for name in (*FIGURES, "bytes", "keep")}
-    found |= metrics(row)
-    return {name: float(value) for name, value in found.items() if isinstance(value, Real)}
-
-
-def figure(row: Mapping[str, Any], name: str) -> float | None:
-    """One of them; None where it was not measured."""
-    return figures(row).get(name)
-
-
 #: Fields that hold a list of objects, an object, or a list of lines.
 _TABLES = ("rows", "targets", "samples")
 _OBJECTS = (

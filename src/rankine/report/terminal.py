@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from rankine.acceptance import metrics
 from rankine.report import numbers as n
-from rankine.report.schema import metrics
 from rankine.report.verdict import dense_row
 
 if TYPE_CHECKING:

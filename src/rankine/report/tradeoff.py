@@ -13,11 +13,12 @@ from bokeh.models import ColumnDataSource, NumeralTickFormatter
 from bokeh.models.renderers import GlyphRenderer
 from bokeh.plotting import figure
 
+from rankine.acceptance import metrics
 from rankine.report import numbers as n
 from rankine.report.charts import FONT, Axis, Json, add_tips, around, empty_figure, log_ticks
 from rankine.report.labels import place
 from rankine.report.palette import METHOD_COLOURS, METHOD_MARKS, light
-from rankine.report.schema import Row, metrics
+from rankine.report.schema import Row
 from rankine.report.terminal import metric_names, name_of
 
 MARGINS = (64, 60)  # pixels beside and around the frame, for axes

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rankine.acceptance import metrics
 from rankine.report import numbers as n
-from rankine.report.schema import Report, Row, metrics
+from rankine.report.schema import Report, Row
 
 
 def dense_row(rows: Sequence[Row]) -> Row:

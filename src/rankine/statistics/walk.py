@@ -76,8 +76,9 @@ def listening(
 @torch.no_grad()
 def as_walked(anatomy: Anatomy, model: nn.Module, task: Task, batch: Any) -> Anatomy:
     """The anatomy a walk may trust: as given where each block reads exactly what the one before it
-    wrote; else one block, the whole model (a forward pass with something between its blocks, or
-    with blocks side by side, cannot be walked one by one)."""
+    wrote, and that alone; else one block, the whole model (a forward pass with something between
+    its blocks, with blocks side by side, or with blocks that hand more than the hidden states on,
+    cannot be walked one by one)."""
     if len(anatomy.blocks) < 2 and all(b.path == "" for b in anatomy.blocks):
         return anatomy
     paths = [block.path for block in anatomy.blocks]
@@ -88,11 +89,12 @@ def as_walked(anatomy: Anatomy, model: nn.Module, task: Task, batch: Any) -> Ana
     def listen(path: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
             nonlocal chained
-            hidden, out = _hidden(args, kwargs), output[0] if isinstance(output, tuple) else output
+            hidden = _hidden(args, kwargs)
             if last:
                 chained &= last[0].shape == hidden.shape and torch.equal(last[0], hidden)
             seen.append(path)
-            last[:] = [out]
+            chained &= isinstance(output, Tensor)
+            last[:] = [output] if chained else []
 
         return hook
 

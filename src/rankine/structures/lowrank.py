@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rankine import compat
 from rankine.budget import Option
 from rankine.errors import UserError
 from rankine.linalg import lowrank, pivot
@@ -268,7 +269,7 @@ class PivotedLinear(nn.Module):
         assert isinstance(pivots, Tensor)
         if torch.compiler.is_compiling():
             return self._find_places(pivots)
-        state = (pivots.data_ptr(), pivots._version, pivots.device)
+        state = (pivots.data_ptr(), compat.writes(pivots), pivots.device)
         if self._places is None or self._places[0] != state:
             self.check()
             self._places = (state, self._find_places(pivots))
@@ -297,7 +298,7 @@ class PivotedLinear(nn.Module):
     def unfolded(self) -> Tensor:
         """(o, r) second factor [I; up], every row in its place; kept while `up` is unchanged."""
         weight = self.up.weight
-        state = (weight.data_ptr(), weight._version, weight.dtype, weight.device)
+        state = (weight.data_ptr(), compat.writes(weight), weight.dtype, weight.device)
         if self._unfolded is None or self._unfolded[0] != state:
             eye = torch.eye(self.structure.rank, dtype=weight.dtype, device=weight.device)
             stacked = torch.cat([eye, weight.detach()])
