@@ -222,9 +222,9 @@ def _place(model: nn.Module, name: str, tensor: Tensor) -> None:
     if leaf in compat.buffers_of(owner):
         compat.buffers_of(owner)[leaf] = tensor
         return
-    parameter = isinstance(tensor, nn.Parameter)
-    held = tensor if parameter else nn.Parameter(tensor, requires_grad=False)
-    compat.parameters_of(owner)[leaf] = held
+    if not isinstance(tensor, nn.Parameter):
+        tensor = nn.Parameter(tensor, requires_grad=False)
+    compat.parameters_of(owner)[leaf] = tensor
 
 
 def places_of(model: nn.Module, directory: Path) -> dict[str, Place] | None:
