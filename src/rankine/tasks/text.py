@@ -9,6 +9,7 @@ import codecs
 import gzip
 import itertools
 import json
+import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator
@@ -259,8 +260,10 @@ def _hub(name: str, split: str, column: str | None) -> Iterator[Passage]:
         parts = load_dataset(repo, config or None, streaming=True)
     except Exception as error:  # datasets raises a dozen types for "not there" and "no network"
         reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
+        offline = " (offline: HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
         raise UserError(
-            f'"{name}" is no file here and no hub data set in reach: {reason}'
+            f'expected a file or a hub data set, found "{name}", no file here and no hub data set '
+            f"in reach{offline}: {reason}"
         ) from None
     wanted = ("test", "validation", "train") if split == "evaluation" else ("train", "test")
     chosen = next((part for part in wanted if part in parts), next(iter(parts)))
@@ -273,4 +276,6 @@ def _reached(rows: Iterable[Any], name: str) -> Iterator[Any]:
         yield from rows
     except Exception as error:  # datasets lets through what its dozen file systems raise
         reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
-        raise UserError(f'the hub data set "{name}" ended early: {reason}') from None
+        raise UserError(
+            f'expected all rows of the hub data set "{name}", found that it ended early: {reason}'
+        ) from None
