@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,8 @@ from rankine.method import Learning
 from rankine.patch import Patch
 from rankine.recipe import Recipe
 from rankine.tasks import Task
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -221,4 +224,6 @@ def timed(run: Run, what: str) -> Iterator[None]:
     try:
         yield
     finally:
-        run.times[what] = run.times.get(what, 0.0) + time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        run.times[what] = run.times.get(what, 0.0) + seconds
+        _log.info("%s of %s: %.1f s", what, run.info.spec, seconds)

@@ -23,6 +23,8 @@ def test_every_line_is_an_object_and_the_last_says_how_it_ended(rankine, tiny, s
     progress = [line for line in lines if "stage" in line]
     assert {"stage", "done", "total", "time", "level", "logger", "message"} <= set(progress[0])
     assert progress[-1]["done"] == progress[-1]["total"]
+    timed = [line["message"] for line in lines if line["logger"] == "rankine.pipeline"]
+    assert any(message.startswith("solve of ") for message in timed)
 
 
 def test_a_mistake_is_an_object_wherever_the_option_stands(rankine):

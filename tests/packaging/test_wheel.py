@@ -7,7 +7,7 @@ import zipfile
 import pytest
 from packaging.requirements import Requirement
 
-pytestmark = [pytest.mark.process, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -61,18 +61,21 @@ def test_it_asks_for_lower_bounds_only(files):
     assert not torch.specifier.contains("2.5.1")
 
 
+@pytest.mark.process
 def test_installing_it_left_torch_alone(environment):
     """pip took the torch that it saw: only ours was put into the environment."""
     found = {path.name for path in environment.packages.glob("*.dist-info")}
     assert {name.split("-")[0] for name in found} == {"rankine", "rankine_my_svd"}
 
 
+@pytest.mark.process
 def test_it_runs_from_there(environment):
     code = "import rankine; print(rankine.__file__)"
     assert str(environment.packages) in environment.run("python", "-c", code)
     assert environment.run("python", "-m", "rankine", "--version").startswith("rankine ")
 
 
+@pytest.mark.process
 def test_the_quick_demo(environment):
     printed = environment.run("rankine", "demo", "--quick", "-o", "made", "--threads", 1)
     for part in ("dense", "int4 (plain)", "auto 0.60", "before:", "after:"):
@@ -82,6 +85,7 @@ def test_the_quick_demo(environment):
     assert {"config.json", "model.safetensors"} <= {p.name for p in (made / "auto-0.6").iterdir()}
 
 
+@pytest.mark.process
 def test_a_package_of_methods_is_in_the_catalogue_and_on_the_command_line(environment):
     found = json.loads(environment.run("rankine", "methods", "--json"))["methods"]
     (mine,) = [entry for entry in found if entry["name"] == "my_svd"]
@@ -92,6 +96,7 @@ def test_a_package_of_methods_is_in_the_catalogue_and_on_the_command_line(enviro
     assert json.loads(ran)["report"]["result"]["knobs"] == {"shrink": 0.2}
 
 
+@pytest.mark.process
 def test_a_package_of_methods_is_held_to_the_same_checks(environment):
     asked = ("--rankine-method", "my_svd", "--rankine-keep", 0.6, "-p", "no:cacheprovider")
     printed = environment.run("python", "-m", "pytest", "--pyargs", "rankine.testing", *asked)

@@ -104,6 +104,7 @@ def report(
         list[Path], typer.Argument(metavar="DIR...", help="what compress or demo wrote")
     ],
     output: Output = None,
+    json: Json = False,
 ) -> None:
     """Write report.html again, or one page of several runs (-o DIR)."""
     from rankine.report import combine, read, write
@@ -114,7 +115,8 @@ def report(
     place = output or directories[0]
     place.mkdir(parents=True, exist_ok=True)
     write(combine(found) if len(found) > 1 else found[0], place)
-    print(f"wrote {place / 'report.html'}")
+    page = str(place / "report.html")
+    show.lines("report", [f"wrote {page}"], {"output": page}, json)
 
 
 def methods(
