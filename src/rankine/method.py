@@ -314,18 +314,18 @@ class Learning(Method):
         return False
 
     @property
+    @abstractmethod
     def schedule(self) -> Schedule:
         """Steps, learning rate and the rest."""
-        raise NotImplementedError
 
     @property
     def sequences(self) -> int | None:
         """Sequences per step of a language task; None: the task's own batches."""
         return None
 
+    @abstractmethod
     def learner(self, patch: Patch) -> Learner:
         """A new learner for a model of which `patch` says what stands where."""
-        raise NotImplementedError
 
     def objective(self, task: Task, teacher: nn.Module | None) -> Task:
         """The loss that is trained on; default: the task's."""

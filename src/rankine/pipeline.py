@@ -99,7 +99,7 @@ def compress(
         if not run.streamed:
             run.patch.apply(run.model)
         checkpoint.remember(run.model, run.patch)
-        data = record.begin(run, plan, stages, known)
+        data = record.begin(run, plan, stages, known, place)
         if place is not None:
             save(run, place, data, stages)
         elif recipe.evaluate is not False:

@@ -1,6 +1,7 @@
 """One vocabulary: command-line option = keyword of rankine.compress = field of Recipe."""
 
 import inspect
+import shlex
 
 import pytest
 import yaml
@@ -8,7 +9,9 @@ import yaml
 import rankine
 from rankine.cli import make, options
 from rankine.cli.app import app
+from rankine.engine import record
 from rankine.errors import UserError
+from rankine.method import get
 from rankine.recipe import Recipe
 
 #: What a command adds that decides nothing about the result.
@@ -186,3 +189,31 @@ def test_make_lists_methods_and_sizes():
     assert make._numbers("0.8,0.6") == [0.8, 0.6]
     with pytest.raises(UserError, match=r"0\.8,0\.6"):
         make._numbers("a")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"method": "svd", "keep": 0.5},
+        {"model": "a model/with spaces", "size": "4GB", "include": ("*.q_proj", "*.k_proj")},
+        {"bits": 3.5, "fast": True, "evaluate": False, "accept": ("auc>=0.80",)},
+        {"keep": 0.5, "set": {"structures": ("low_rank", "pivoted"), "refine": True, "clip": None}},
+    ],
+)
+def test_the_reports_command_makes_the_same_recipe(fields, tmp_path):
+    recipe = Recipe.of(**fields, work=str(tmp_path), fresh=True)
+    said = record.command(recipe, tmp_path / "out")
+    program, verb, *arguments, flag, output = shlex.split(said)
+    assert (program, verb, flag, output) == ("rankine", "compress", "-o", str(tmp_path / "out"))
+    made = recipe_of(arguments)
+    assert made.chain()[0].method == recipe.chain()[0].method
+    assert get(made.method, made.set) == get(recipe.method, recipe.set)
+    places = {"set": {}, "work": None, "fresh": False}
+    assert made.model_copy(update=places) == recipe.model_copy(update=places)
+
+
+def test_no_options_make_a_chain_or_a_users_own_objects(tmp_path):
+    chain = Recipe.of(stages=[{"method": "svd", "keep": 0.5}])
+    objects = Recipe.of(keep=0.5, method="svd", forward=lambda model, batch: model(batch))
+    assert record.command(chain, tmp_path) is None
+    assert record.command(objects, tmp_path) is None

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 
 import pytest
 
@@ -29,6 +30,23 @@ def test_compress_writes_a_directory_and_one_json_object(compressed):
     names = {file.name for file in output.iterdir()}
     assert {"config.json", "model.safetensors", "report.html", "report.json"} <= names
     assert data["report"]["budget"]["keep"] <= 0.6
+
+
+def test_the_report_says_how_and_with_what(compressed, tiny):
+    """The command as typed, the peak beside its prediction, an interval for every perplexity."""
+    _, output = compressed
+    report = json.loads((output / "report.json").read_text())
+    words = shlex.split(report["command"])
+    assert words[:3] == ["rankine", "compress", str(tiny)]
+    assert words[-2:] == ["-o", str(output)]
+    assert {"--method", "svd", "--keep", "0.6", "--tokens", "4x32"} <= set(words)
+    assert report["hardware"]["peak"] is None or report["hardware"]["peak"] > 1 << 20
+    for row in report["rows"]:
+        low, high = row["perplexity_interval"]
+        assert low < row["perplexity"] < high
+    page = (output / "report.html").read_text()
+    assert "rankine compress" in page
+    assert "95 %" in page
 
 
 def test_compress_prints_the_table(rankine, tiny, small, tmp_path):

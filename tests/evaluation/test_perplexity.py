@@ -135,6 +135,22 @@ def test_interval_covers_a_known_difference():
     assert 0.90 <= np.mean(covered) <= 0.99
 
 
+def test_interval_of_a_perplexity_covers_the_truth_as_often_as_it_says():
+    """Windows drawn from one distribution, whose mean is known: 95 of 100 intervals hold it."""
+    held = 0
+    for seed in range(200):
+        generator = np.random.default_rng(seed)
+        score = drawn(generator, 60, 2.0, generator.normal(0, 0.5, 60))
+        low, high = score.perplexity_interval
+        assert low < score.perplexity < high
+        held += low < math.exp(2.0) < high
+    assert 0.88 < held / 200 <= 1
+
+
+def test_a_single_window_has_no_interval():
+    assert drawn(np.random.default_rng(0), 1, 2.0).perplexity_interval is None
+
+
 def test_pairing_is_what_makes_it_narrow():
     estimate, low, high = paired_bootstrap(*pair(0))
     assert low < estimate < high

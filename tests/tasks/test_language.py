@@ -131,7 +131,10 @@ def test_bf16_logits_are_read_in_float32(task, model):
 
 def test_score(task, model):
     score = task.score(model)
-    assert set(score) == {"perplexity", "bits_per_byte", "accuracy", "tokens"}
+    figures = {"perplexity", "perplexity_interval", "bits_per_byte", "accuracy", "tokens"}
+    assert set(score) == figures
+    low, high = score["perplexity_interval"]
+    assert low < score["perplexity"] < high
     assert score["perplexity"] == pytest.approx(400, rel=0.3)  # random weights: about uniform
 
 

@@ -15,7 +15,7 @@ from rankine.engine import figures, record
 from rankine.engine.learn import Learned, Teacher
 from rankine.engine.plan import tensor_bytes
 from rankine.engine.run import Run
-from rankine.evaluation.latency import decode_speed, measure_latency
+from rankine.evaluation.latency import decode_speed, measure_latency, peak_resident
 from rankine.method import Learning, get
 from rankine.patch import stored_bits
 from rankine.recipe import Recipe
@@ -116,7 +116,7 @@ def begin(
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "recipe": _recipe(run, method, learned),
         "fingerprints": record.fingerprints(run),
-        "hardware": record.hardware(),
+        "hardware": {**record.hardware(), "peak": peak_resident()},
         "versions": record.versions(),
         "times": {k: round(v, 2) for k, v in run.times.items()},
         "warnings": list(run.warnings),

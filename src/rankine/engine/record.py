@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import math
 import platform
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from rankine.engine.check import measured_size
 from rankine.engine.plan import Plan
 from rankine.engine.run import Run, threads_available
 from rankine.engine.stage import Stage
+from rankine.evaluation.latency import peak_resident
+from rankine.recipe import Recipe
 from rankine.structures.base import Structure
 
 #: Points of a spectrum that the report keeps.
@@ -57,7 +60,13 @@ def row(
     }
 
 
-def begin(run: Run, plan: Plan, stages: list[Stage], before: Mapping[str, Any]) -> dict[str, Any]:
+def begin(
+    run: Run,
+    plan: Plan,
+    stages: list[Stage],
+    before: Mapping[str, Any],
+    output: Path | None = None,
+) -> dict[str, Any]:
     """Everything but the result's own figures."""
     from rankine import __version__
 
@@ -69,7 +78,7 @@ def begin(run: Run, plan: Plan, stages: list[Stage], before: Mapping[str, Any]) 
         "schema": report.SCHEMA,
         "rankine": __version__,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": None,
+        "command": command(run.recipe, output) if run.named and output else None,
         "model": {
             "name": run.info.spec,
             "family": run.anatomy.family,
@@ -94,7 +103,7 @@ def begin(run: Run, plan: Plan, stages: list[Stage], before: Mapping[str, Any]) 
         "bytes": bytes_by_role(run),
         "bytes_before": dict(before.get("bytes", {})),
         "samples": [dict(before["sample"])] if before.get("sample") else [],
-        "hardware": hardware(),
+        "hardware": {**hardware(), "peak": peak_resident()},
         "versions": versions(),
         "times": {k: round(v, 2) for k, v in run.times.items()},
         "warnings": [*run.warnings, *getattr(run.task, "notes", [])],
@@ -103,6 +112,39 @@ def begin(run: Run, plan: Plan, stages: list[Stage], before: Mapping[str, Any]) 
             "knobs": last.method.knobs(),
         },
     }
+
+
+#: Recipe fields that say where the work is done, not what.
+PLACES = ("work", "fresh", "force")
+
+
+def command(recipe: Recipe, output: Path) -> str | None:
+    """`rankine compress` with the options that make this recipe; None where no options can: a chain
+    is a file, and functions or batches of the user's are objects."""
+    words = ["rankine", "compress", recipe.model]
+    for name, field in Recipe.model_fields.items():
+        value = getattr(recipe, name)
+        if name in ("model", *PLACES) or value == field.get_default(call_default_factory=True):
+            continue
+        if name == "stages" or not isinstance(value, str | int | float | tuple | dict):
+            return None
+        words += _typed("--" + name.replace("_", "-"), value)
+    return shlex.join([*words, "-o", str(output)])
+
+
+def _typed(option: str, value: Any) -> list[str]:
+    """The words of one option, as the command line reads them."""
+    if isinstance(value, bool):
+        return [option] if value else [option, "no"]
+    if isinstance(value, tuple):
+        return [word for one in value for word in (option, str(one))]
+    if isinstance(value, dict):
+        return [word for knob, v in value.items() for word in (option, f"{knob}={_knob(v)}")]
+    return [option, str(value)]
+
+
+def _knob(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 
 def fingerprints(run: Run) -> dict[str, str]:

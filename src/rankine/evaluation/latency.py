@@ -27,6 +27,7 @@ __all__ = [
     "parameter_bytes",
     "pays",
     "peak_memory",
+    "peak_resident",
 ]
 
 
@@ -132,6 +133,14 @@ def peak_memory(run: Callable[[], Any], device: torch.device | None = None) -> i
     if before_rss is None or peak is None:
         return None
     return max(0, peak - before_rss)
+
+
+def peak_resident() -> int | None:
+    """The most bytes this process has held so far: of the device where one was used, else resident
+    ones on Linux; None where neither can be read."""
+    if torch.cuda.is_initialized() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated()
+    return _status("VmHWM")
 
 
 def _reset_peak() -> int | None:

@@ -238,10 +238,15 @@ def about(report: Report) -> list[tuple[str, list[Fact]]]:
         ("Model", [fact for fact in facts if fact.value != n.UNKNOWN]),
         ("Fingerprints", _listed(report.get("fingerprints", {}))),
         ("Time", [Fact(k, n.seconds(v)) for k, v in report.get("times", {}).items()]),
-        ("Hardware", _listed(report.get("hardware", {}))),
+        ("Hardware", _listed(_machine(report))),
         ("Versions", _listed(report.get("versions", {}))),
     ]
     return [(title, group) for title, group in groups if group]
+
+
+def _machine(report: Report) -> dict[str, Any]:
+    """Without the peak, which stands beside its prediction."""
+    return {k: v for k, v in report.get("hardware", {}).items() if k != "peak"}
 
 
 def _listed(values: Mapping[str, Any]) -> list[Fact]:

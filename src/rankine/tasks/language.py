@@ -202,9 +202,9 @@ class LanguageModelling:
             return batch["attention_mask"].bool()
         return torch.ones_like(batch["input_ids"], dtype=torch.bool)
 
-    def score(self, model: nn.Module) -> dict[str, float]:
-        """perplexity, bits_per_byte, accuracy, tokens on the evaluation windows, and the user's
-        own figures."""
+    def score(self, model: nn.Module) -> dict[str, Any]:
+        """perplexity and its interval over windows, bits_per_byte, accuracy, tokens on the
+        evaluation windows, and the user's own figures."""
         found = score_windows(model, self.windows("evaluation"), self.tokens_at_once).summary()
         return found | (own_figures(self._evaluate, model) if self._evaluate else {})
 

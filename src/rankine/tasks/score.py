@@ -16,6 +16,8 @@ from rankine.tasks.windows import Windows
 
 #: Logits turned to float32 at once (64 MB): a large vocabulary is never copied whole.
 CHUNK = 1 << 24
+#: Draws of the bootstrap.
+SAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,18 @@ class LanguageScore:
     @property
     def perplexity(self) -> float:
         """exp(mean nats per token); infinite where that overflows."""
-        return math.exp(self.loss) if self.loss < 700 else math.inf
+        return _exp(self.loss)
+
+    @property
+    def perplexity_interval(self) -> tuple[float, float] | None:
+        """95 % bootstrap interval of the perplexity: windows drawn anew; None for a single one."""
+        n = len(self.counts)
+        if n < 2:
+            return None
+        # How often each window is drawn is all that matters: multinomial counts, two products.
+        drawn_sn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), SAMPLES)
+        low, high = np.quantile(drawn_sn @ self.nats / (drawn_sn @ self.counts), (0.025, 0.975))
+        return _exp(float(low)), _exp(float(high))
 
     @property
     def bits_per_byte(self) -> float:
@@ -54,14 +67,20 @@ class LanguageScore:
         """Share of scored tokens that were the likeliest."""
         return float(self.hits.sum() / self.tokens)
 
-    def summary(self) -> dict[str, float]:
-        """perplexity, bits_per_byte, accuracy, tokens."""
+    def summary(self) -> dict[str, Any]:
+        """perplexity, perplexity_interval (None for a single window), bits_per_byte, accuracy,
+        tokens."""
         return {
             "perplexity": self.perplexity,
+            "perplexity_interval": self.perplexity_interval,
             "bits_per_byte": self.bits_per_byte,
             "accuracy": self.accuracy,
             "tokens": float(self.tokens),
         }
+
+
+def _exp(loss: float) -> float:
+    return math.exp(loss) if loss < 700 else math.inf
 
 
 def logits_of(outputs: Any) -> Tensor:
