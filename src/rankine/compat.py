@@ -108,15 +108,26 @@ def as_loaded(model: Any, names: Iterable[str]) -> set[str]:
     """Names in a file, and what transformers calls these tensors once it has loaded them (a Mixtral
     on disk says `block_sparse_moe` where the model says `mlp`)."""
     from transformers.conversion_mapping import get_model_conversion_mapping
+
+    found, transforms = set(names), get_model_conversion_mapping(model)
+    return found | {_renamed(name, transforms) for name in found}
+
+
+def loaded_names(model_type: str, names: Iterable[str]) -> dict[str, str]:
+    """Name in a file → what a model of that type calls the tensor, without the model."""
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+    transforms = get_checkpoint_conversion_mapping(model_type) or []
+    return {name: _renamed(name, transforms) for name in names}
+
+
+def _renamed(name: str, transforms: Iterable[Any]) -> str:
     from transformers.core_model_loading import WeightRenaming
 
-    found = set(names)
-    renamings = [r for r in get_model_conversion_mapping(model) if isinstance(r, WeightRenaming)]
-    for name in list(found):
-        for renaming in renamings:
-            name, _ = renaming.rename_source_key(name)
-        found.add(name)
-    return found
+    for transform in transforms:
+        if isinstance(transform, WeightRenaming):
+            name, _ = transform.rename_source_key(name)
+    return name
 
 
 # -- torch: what a module holds, live --------------------------------------------------------------

@@ -15,6 +15,7 @@ import rankine
 import tiny_models as tiny
 from rankine import anatomy
 from rankine.checkpoint import load, save
+from rankine.checkpoint.contents import inspect
 from rankine.checkpoint.export import merge
 from rankine.errors import UserError
 from rankine.metric import Metric
@@ -22,6 +23,7 @@ from rankine.modules import ExpertBank, conceal, expose, module_at
 from rankine.patch import Patch, stored_bits
 from rankine.statistics import as_walked
 from rankine.structures import LowRank, Quantized, matrix
+from rankine.structures.bank import full_shape
 from rankine.tasks import FunctionTask
 
 BUILD = {**tiny.MORE_LANGUAGE, **tiny.TRANSLATION}
@@ -121,6 +123,58 @@ def test_one_bank_may_stay_dense_and_any_structure_may_stand_for_the_other(tmp_p
         again = load(out)
         assert torch.equal(logits(again, "mixtral"), logits(model, "mixtral"))
         assert stored_bits(again, path) == patch.bits()
+
+
+def test_what_is_said_about_a_directory_of_experts(tmp_path):
+    """Mixtral's files spell the path otherwise than its model does."""
+    model = tiny.mixtral()
+    patch = fitted(model, 5)
+    patch.apply(model)
+    told = inspect(save(model, tmp_path / "out", patch))
+    for path, structure in patch.modules.items():
+        assert told["modules"][path]["stored_bits"] == structure.bits(
+            full_shape(model.get_submodule(path)), torch.float32
+        )
+
+
+def test_codes_and_pivots_beside_experts(tmp_path):
+    """Plain codes stand for a bank too; a pivoted form does not, and leaves it two factors."""
+    model = tiny.qwen2_moe()
+    coded = rankine.compress(model, method="rtn", task=task("qwen2_moe"), evaluate=False)
+    assert {s.kind for s in coded.patch.modules.values()} == {"quantized"}
+    assert "model.layers.0.mlp.experts.down_bank" in coded.patch.modules
+    mixed = rankine.compress(
+        tiny.qwen2_moe(),
+        method="auto",
+        set={"structures": ("low_rank", "pivoted")},
+        keep=0.7,
+        task=task("qwen2_moe"),
+        evaluate=False,
+    )
+    banks = [s for path, s in mixed.patch.modules.items() if path.endswith("_bank")]
+    assert banks
+    assert not any(bank.pivoted for bank in banks)
+
+
+def test_a_method_without_banks_leaves_experts_dense():
+    result = rankine.compress(
+        tiny.mixtral(), method="lord", keep=0.7, task=task("mixtral"), evaluate=False
+    )
+    assert result.patch.modules
+    assert not any("experts" in path for path in result.patch.modules)
+
+
+def test_experts_among_the_baselines_and_in_the_plan(tmp_path):
+    out = tmp_path / "out"
+    result = rankine.compress(
+        tiny.mixtral(), method="svd", keep=0.7, task=task("mixtral"), output=out
+    )
+    rows = {row["kind"]: row for row in result.report["rows"]}
+    assert rows["dense"]["bytes"] > rows["result"]["bytes"]
+    int8 = next(row for row in result.report["rows"] if row["name"].startswith("int8"))
+    assert 0.5 < int8["keep"] < 0.75  # codes, and a float32 scale and minimum per group
+    assert result.report["plan"]["bytes"] == pytest.approx(rows["result"]["bytes"], rel=0.1)
+    assert {"gate_up", "down"} <= set(result.report["bytes"])
 
 
 def test_experts_of_different_shapes_of_patches_compose():

@@ -78,6 +78,15 @@ def test_the_families_are_chains(name):
     assert not any(m._forward_hooks for m in model.modules())
 
 
+@pytest.mark.parametrize("name", sorted(tiny.TRANSLATION))
+def test_an_encoder_and_its_decoder_are_walked_as_one(name):
+    model, task = tiny.TRANSLATION[name](), tiny.translated()
+    anatomy = describe(model)
+    walked = as_walked(anatomy, model, task, next(iter(task.batches("calibration"))))
+    assert [block.path for block in walked.blocks] == [""]
+    assert [w.path for w in walked.linears] == [w.path for w in anatomy.linears]
+
+
 # -- the unit of the two-sided metric -----
 def predicted(found, weight, change):
     """Half the squared two-sided norm, without shrinkage."""

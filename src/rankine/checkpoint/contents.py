@@ -9,10 +9,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from rankine import compat
 from rankine.budget import format_bytes
 from rankine.checkpoint.form import CONFIG, PATCH, QUANT_METHOD, headers, read_json, weight_files
 from rankine.checkpoint.load import check_directory, directory_bytes, local_directory, read_plan
 from rankine.errors import UserError
+from rankine.patch import Patch
 
 
 def inspect(where: str | Path) -> dict[str, Any]:
@@ -25,7 +27,7 @@ def inspect(where: str | Path) -> dict[str, Any]:
         raise UserError(f"expected a checkpoint directory, found nothing at {where}")
     check_directory(directory)
     plan, stored = read_plan(directory), _stored_bits(directory)
-    below = _below(stored)
+    below = _below(_as_loaded(directory, plan, stored))
     modules = {
         path: {**structure.to_json(), "stored_bits": below[path]}
         for path, structure in plan.modules.items()
@@ -76,6 +78,15 @@ def _short(value: Any) -> str:
     return (
         json.dumps(value, separators=(",", ":")) if isinstance(value, dict | list) else str(value)
     )
+
+
+def _as_loaded(directory: Path, plan: Patch, stored: Mapping[str, int]) -> dict[str, int]:
+    """`stored` under the names that the model has for the tensors. Only mixtures of experts call
+    some otherwise, and the answer takes transformers, which takes a second to import."""
+    if not any(path.endswith("_bank") for path in plan.modules):
+        return dict(stored)
+    names = compat.loaded_names(str(read_json(directory / CONFIG).get("model_type")), stored)
+    return {names[name]: bits for name, bits in stored.items()}
 
 
 def _architecture(directory: Path) -> str:

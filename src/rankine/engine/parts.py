@@ -12,7 +12,7 @@ from torch import nn
 from rankine.anatomy import Anatomy, Target, Weight, describe
 from rankine.engine.run import Run
 from rankine.method import Compressor
-from rankine.modules import expose
+from rankine.modules import expose, module_at
 from rankine.recipe import Recipe
 from rankine.statistics import as_walked
 from rankine.structures import Structure
@@ -71,7 +71,7 @@ def _steps(steps: tuple[tuple[Weight, ...], ...], model: nn.Module) -> Iterator[
 
 
 def _parts(weight: Weight, model: nn.Module) -> list[Weight]:
-    module = model.get_submodule(weight.path)
+    module = module_at(model, weight.path)
     if not isinstance(getattr(module, "structure", None), Structure):
         return [weight]
     linears = [(name, m) for name, m in module.named_modules() if type(m) is nn.Linear]

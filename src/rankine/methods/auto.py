@@ -97,6 +97,10 @@ class Auto(TwoSided, Compressor):
         """Two factors, or their pivoted form where that bids."""
         return LowRank(1, pivoted="pivoted" in self.structures)
 
+    def structure(self, target: Target) -> Structure:
+        """The template; a bank of experts is always stored as two factors."""
+        return LowRank(1) if target.weights[0].operator == "bank" else self.template
+
     def goal(self, target: Target, source: Source, evidence: Evidence) -> Tensor:
         """The weight; once the stream is live, shifted to give the dense outputs."""
         return anchored(target.weights[0], source, evidence, self.ridge)
@@ -107,7 +111,7 @@ class Auto(TwoSided, Compressor):
         options: list[Option] = []
         if "low_rank" in self.structures:
             options += self._stored(curve, False, goal, dtype)
-        if "pivoted" in self.structures and goal.dim() == 2:  # a bank is stored as two factors
+        if "pivoted" in self.structures and goal.dim() == 2:  # no bank
             felt = pivot_rounding(goal, metric, dtype) / PIVOT_HARM
             options += self._stored([o for o in curve if o.loss >= felt], True, goal, dtype)
         return dense_bid(target, goal, dtype, options)

@@ -31,6 +31,7 @@ class RTN(Compressor):
         reference="baseline",
         family="quantization",
         summary="plain weight-only quantization, no data: the baseline at equal bytes",
+        takes=("linear", "bank"),
         gives=("quantized",),
         after=("dense", "low-rank"),
     )

@@ -141,7 +141,8 @@ def adapter_places(model: nn.Module, patch: Patch) -> list[str]:
             if isinstance(module, nn.Linear) and (path + ".").startswith(below)
         ]
     else:
-        linear = [w.path for block in describe(model).blocks for w in block.weights]
+        weights = [w for block in describe(model).blocks for w in block.weights]
+        linear = [w.path for w in weights if w.operator != "bank"]
     found = [path for path in linear if owners[id(model.get_submodule(path).weight)] == 1]
     if not found:
         raise UserError(
