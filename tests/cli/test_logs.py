@@ -84,3 +84,12 @@ def test_logging_is_left_as_found(rankine, arguments):
     before = state()
     rankine(*arguments)
     assert state() == before
+
+
+def test_every_verb_speaks_json():
+    import typer
+
+    from rankine.cli.app import app
+
+    for name, command in typer.main.get_command(app).commands.items():
+        assert "json" in {parameter.name for parameter in command.params}, name
