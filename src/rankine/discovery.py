@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import importlib.metadata
+import math
 import pkgutil
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any
 
@@ -60,26 +62,26 @@ def get(name: str | Method, knobs: Mapping[str, Any] | None = None) -> Method:
 def convert(value: Any, field: dataclasses.Field[Any], owner: str) -> Any:
     """A knob's value as its type (command lines give strings); raises UserError."""
     kind = str(field.type)
-    if value is None and "None" in kind:
-        return None
     base = kind.replace(" | None", "")
-    parse: dict[str, Callable[[Any], Any]] = {
-        "bool": _parse_bool,
-        "int": _parse_int,
-        "float": float,
-        "str": str,
-    }
-    if isinstance(value, str) and value.lower() == "none" and "None" in kind:
+    if "None" in kind and (value is None or str(value).lower() == "none"):
         return None
-    if base not in parse:
-        if base.startswith("tuple"):
-            items = value.split(",") if isinstance(value, str) else value
-            return tuple(items)
-        return value
+    listed = re.fullmatch(r"tuple\[(\w+), \.\.\.\]", base)
     try:
-        return parse[base](value)
-    except (TypeError, ValueError):
-        raise UserError(f"expected {owner}.{field.name} to be {base}, found {value!r}") from None
+        if listed is not None:
+            return tuple(PARSERS[listed[1]](item) for item in _parse_list(value))
+        return PARSERS[base](value) if base in PARSERS else value
+    except (TypeError, ValueError, OverflowError):
+        raise UserError(
+            f"expected {owner}.{field.name} to be {base}, found {value!r:.80}"
+        ) from None
+
+
+def _parse_list(value: Any) -> list[Any]:
+    if isinstance(value, str):
+        return value.split(",")
+    if not isinstance(value, list | tuple):
+        raise ValueError(value)
+    return list(value)
 
 
 def _parse_bool(value: Any) -> bool:
@@ -97,3 +99,23 @@ def _parse_int(value: Any) -> int:
     if isinstance(value, bool) or (isinstance(value, float) and value != int(value)):
         raise ValueError(value)
     return int(value)
+
+
+def _parse_float(value: Any) -> float:
+    if isinstance(value, bool) or not math.isfinite(number := float(value)):
+        raise ValueError(value)
+    return number
+
+
+def _parse_str(value: Any) -> str:
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        raise ValueError(value)
+    return str(value)
+
+
+PARSERS: dict[str, Callable[[Any], Any]] = {
+    "bool": _parse_bool,
+    "int": _parse_int,
+    "float": _parse_float,
+    "str": _parse_str,
+}

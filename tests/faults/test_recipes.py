@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import tiny_models as tiny
 from rankine import UserError
 from rankine.cli import known
+from rankine.discovery import get
 from rankine.limits import YAML_BYTES, YAML_VALUES
 from rankine.pipeline import plan
 from rankine.recipe import Recipe, Stage
@@ -210,3 +211,25 @@ def test_two_thousand_recipes(part, file, net):
 def test_texts_of_punctuation(file, net, text):
     file.write_text(text, "utf-8")
     assert outcome(file, net) != "planned"
+
+
+KNOB_VALUES = {
+    "lord": {"sweep": [None, 5, {"a": 1}, ["x"], "0.5,x", [float("nan")]]},
+    "auto": {"structures": [None, 5, [["low_rank"]]]},
+    "rtn": {"code_bits": [float("inf"), float("nan"), "x", True, 4.5, [4]]},
+    "kfac_svd": {"clip": [float("nan"), "x", True, []]},
+}
+
+
+@pytest.mark.parametrize("method", KNOB_VALUES)
+def test_knobs_of_another_type(method):
+    for knob, values in KNOB_VALUES[method].items():
+        for value in values:
+            with pytest.raises(UserError, match=rf"expected {method}\.{knob} to be"):
+                get(method, {knob: value})
+
+
+def test_knobs_of_several_values():
+    """As the command line, YAML and Python give them."""
+    for value in ("0.5,0.25", [0.5, "0.25"], (0.5, 0.25)):
+        assert get("lord", {"sweep": value}).sweep == (0.5, 0.25)
