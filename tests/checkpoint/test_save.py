@@ -49,7 +49,7 @@ def test_a_plain_module_round_trips_into_one_built_anew(net, tmp_path):
     patch.apply(net)
     save(net, tmp_path / "out", patch)
     files = sorted(p.name for p in (tmp_path / "out").iterdir())
-    assert files == ["SHA256SUMS", "model.safetensors", "patch.json"]
+    assert files == ["README.md", "SHA256SUMS", "model.safetensors", "patch.json"]
     other = make_net(seed=1)
     other.step.fill_(0)
     assert load(tmp_path / "out", into=other) is other
@@ -122,7 +122,7 @@ def test_force_replaces_a_model_wholly(net, tmp_path):
     save(net, out, Patch(), extra_files={"report.html": "<p>old</p>"})
     save(net, out, Patch(), force=True, extra_files={"report.json": b"{}"})
     names = {p.name for p in out.iterdir()}
-    assert names == {"SHA256SUMS", "model.safetensors", "patch.json", "report.json"}
+    assert names == {"README.md", "SHA256SUMS", "model.safetensors", "patch.json", "report.json"}
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 

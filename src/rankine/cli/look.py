@@ -47,6 +47,7 @@ def evaluate(
             device=choose_device(recipe.device),
             dtype=recipe.dtype,
             fused=recipe.fused,
+            allow_pickle=recipe.allow_pickle,
         )
     if json:
         show.as_json("eval", found)

@@ -16,6 +16,7 @@ from rankine.checkpoint import directory_bytes, is_plain, open_given
 from rankine.errors import AcceptanceError, UserError
 from rankine.evaluation.latency import measure_latency, parameter_bytes
 from rankine.evaluation.perplexity import Interval, paired_bootstrap, perplexity
+from rankine.limits import allowing_pickles
 from rankine.tasks.score import LanguageScore
 from rankine.tasks.task import own_figures
 
@@ -33,6 +34,7 @@ def evaluate(
     device: str | torch.device = "cpu",
     dtype: str = "auto",
     fused: bool = False,
+    allow_pickle: bool = False,
 ) -> dict[str, Any]:
     """Perplexity, bits per byte and accuracy on held-out text, bytes, and decoding speed of
     language models; of any model the user's own figures.
@@ -46,15 +48,17 @@ def evaluate(
     Returns {"rows": the report's rows, `against` first, "difference": (estimate, low, high) of the
     log-perplexity of `model` minus that of `against` with its paired 95 % interval, or None where
     there is no second model or the two cut the text into other tokens}. On a CPU 16-bit weights
-    are computed in float32; with `fused` decoding is timed inside `rankine.fused`. Raises
-    UserError, and its kind AcceptanceError (with the figures as its report).
+    are computed in float32; with `fused` decoding is timed inside `rankine.fused`; with
+    `allow_pickle` weights in pickles are read, their tensors and no code. Raises UserError, and its
+    kind AcceptanceError (with the figures as its report).
     """
     texts = (accept,) if isinstance(accept, str) else accept
     conditions = [Condition.parse(text) for text in texts]
     metrics = None if isinstance(evaluate, bool) else own.function(evaluate, "evaluate")
     given = [against, model] if against is not None else [model]
     places = [into if one is model or is_plain(one) else None for one in given]
-    opened = [_open(one, place, device, dtype) for one, place in zip(given, places, strict=True)]
+    with allowing_pickles(allow_pickle):
+        opened = [_open(one, into, device, dtype) for one, into in zip(given, places, strict=True)]
     text = {"text": evaluation, "max_tokens": max(eval_tokens, 2), "column": text_column}
     scores = [_score(entry, text, metrics is not None) for entry in opened]
     speaking = {e.name: e.module for e, score in zip(opened, scores, strict=True) if score}
