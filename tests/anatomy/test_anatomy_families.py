@@ -103,6 +103,7 @@ def test_shapes_operators_and_biases_are_those_of_the_modules(tiny, family):
         if weight.operator == "bank":
             assert tuple(tensor.shape) == (weight.copies, *weight.shape)
             assert weight.size == tensor.numel()
+            assert weight.tied_with is None
             continue
         module = model.get_submodule(weight.path)
         transposed = weight.operator in ("conv1d", "embedding")

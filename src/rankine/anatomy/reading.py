@@ -80,9 +80,10 @@ class Reading:
             return None
 
     def _tied_with(self, path: str, module: nn.Module) -> str | None:
+        own = path.removesuffix("_bank") + "_proj"  # a bank that is still a parameter
         for name, parameter in module.named_parameters():
             first = self.first_names[id(parameter)]
-            if not name.endswith("bias") and not (first + ".").startswith(path + "."):
+            if not name.endswith("bias") and first != own and not first.startswith(path + "."):
                 return first
         return None
 

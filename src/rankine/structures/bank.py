@@ -26,7 +26,9 @@ class Routing:
 def grouped(x_si: Tensor, weight_eoi: Tensor, routing: Routing) -> Tensor:
     """(rows, inputs) → (rows, outputs), each row by the matrix of its copy."""
     groups = torch.split(x_si, list(routing.counts))
-    return torch.cat([F.linear(x, w) for x, w in zip(groups, weight_eoi, strict=True)])
+    # Of many experts few see a token: the others' matrices are not even looked at.
+    parts = [F.linear(x, weight_eoi[e]) for e, x in enumerate(groups) if len(x)]
+    return torch.cat(parts) if parts else x_si.new_zeros(0, weight_eoi.shape[-2])
 
 
 class Bank(nn.Module):
