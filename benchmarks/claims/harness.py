@@ -97,24 +97,32 @@ class Lab:
         return self._cached({"arm": "dense"}, lambda: self._score(model))
 
     def arm(
-        self, method: str, keep: float, seed: int = 0, tokens: str = "", **knobs: Any
+        self,
+        method: str,
+        keep: float,
+        seed: int = 0,
+        tokens: str = "",
+        heal: Mapping[str, Any] | None = None,
+        **knobs: Any,
     ) -> LanguageScore:
-        """One compression, scored; from the cache when nothing it depends on has changed."""
+        """One compression (and, with the knobs `heal`, training after it), scored; from the cache
+        when nothing it depends on has changed."""
         key = {
             "arm": method,
             "keep": keep,
             "seed": seed,
-            "knobs": {k: repr(v) for k, v in sorted(knobs.items())},
+            "knobs": _shown(knobs),
             "tokens": tokens or self.tokens,
+            **({"heal": _shown(heal)} if heal else {}),
         }
 
         def run() -> LanguageScore:
+            stages = [{"method": method, "keep": keep, "set": knobs}]
+            stages += [{"method": "heal", "set": heal}] if heal else []
             result = compress(
                 self.model,
-                method=method,
-                keep=keep,
+                stages=stages,
                 seed=seed,
-                set=knobs,
                 tokens=tokens or self.tokens,
                 eval_tokens=self.eval_tokens,
                 evaluate=False,
@@ -125,14 +133,25 @@ class Lab:
 
         return self._cached(key, run)
 
+    def figures(self, key: Mapping[str, Any], run: Callable[[], list[float]]) -> list[float]:
+        """What `run` measures, from the cache when nothing it depends on has changed. `key` must
+        say everything that `run` does."""
+        file = self._place(key, ".json")
+        if not file.exists():
+            start = time.perf_counter()
+            found = run()
+            CACHE.mkdir(parents=True, exist_ok=True)
+            beside = file.with_suffix(".tmp")
+            beside.write_text(json.dumps(found, allow_nan=False))
+            beside.rename(file)
+            self._say(key, f"{len(found)} figures", start)
+        return [float(value) for value in json.loads(file.read_text())]
+
     def _score(self, model: Any) -> LanguageScore:
         return score_windows(model.to(torch.float32), self.windows)
 
     def _cached(self, key: Mapping[str, Any], run: Callable[[], LanguageScore]) -> LanguageScore:
-        name = hashlib.sha256(
-            json.dumps([self.fingerprint, key], sort_keys=True).encode()
-        ).hexdigest()[:24]
-        file = CACHE / f"{name}.npz"
+        file = self._place(key, ".npz")
         if file.exists():
             with np.load(file) as data:
                 return LanguageScore(data["nats"], data["counts"], data["hits"], data["bytes"])
@@ -142,10 +161,16 @@ class Lab:
         beside = file.with_suffix(".tmp.npz")
         np.savez(beside, nats=score.nats, counts=score.counts, hits=score.hits, bytes=score.bytes)
         beside.rename(file)
-        said = " ".join(f"{k}={v}" for k, v in key.items() if v not in ({}, ""))
-        seconds = time.perf_counter() - start
-        self.log(f"  {said}: perplexity {score.perplexity:.4f} ({seconds:.0f} s)")
+        self._say(key, f"perplexity {score.perplexity:.4f}", start)
         return score
+
+    def _place(self, key: Mapping[str, Any], suffix: str) -> Path:
+        text = json.dumps([self.fingerprint, key], sort_keys=True)
+        return CACHE / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}{suffix}"
+
+    def _say(self, key: Mapping[str, Any], found: str, start: float) -> None:
+        said = " ".join(f"{k}={v}" for k, v in key.items() if v not in ({}, ""))
+        self.log(f"  {said}: {found} ({time.perf_counter() - start:.0f} s)")
 
     @cached_property
     def fingerprint(self) -> dict[str, str]:
@@ -172,6 +197,10 @@ class Lab:
     def difference(self, a: LanguageScore, b: LanguageScore) -> Interval:
         """Log-perplexity of a minus b, paired bootstrap."""
         return paired_bootstrap(a, b)
+
+
+def _shown(knobs: Mapping[str, Any]) -> dict[str, str]:
+    return {k: repr(v) for k, v in sorted(knobs.items())}
 
 
 def write_rows(lab: Lab, rows: list[Row], command: str) -> None:
