@@ -7,13 +7,18 @@ import json
 import os
 import shutil
 import struct
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import rankine as library
+import tiny_models
+from rankine.patch import Patch
 
 FACTORS = "model.layers.0.self_attn.q_proj"
 INDEX = "model.safetensors.index.json"
@@ -164,7 +169,7 @@ SPOILED = {
     "vocabulary": (lambda d: change(d / "config.json", vocab_size=10**11), "of the sizes"),
     "heads": (lambda d: change(d / "config.json", num_attention_heads=0), "ZeroDivisionError"),
     "no type": (lambda d: change(d / "config.json", model_type=5), "model type"),
-    "no patch": (lambda d: change(d / "config.json", quantization_config="x"), "config.json"),
+    "no patch": (lambda d: change(d / "config.json", quantization_config="x"), "an object as"),
     "other patch": (
         lambda d: change(d / "config.json", quantization_config={"quant_method": "gptq"}),
         "gptq",
@@ -303,3 +308,55 @@ def test_a_plain_module_is_as_careful(compressed, tmp_path):
         (tmp_path / "net" / "patch.json").write_text(json.dumps({**body, "modules": modules}))
         with pytest.raises(library.UserError, match=part):
             library.load(tmp_path / "net", into=torch.nn.Sequential(torch.nn.Linear(8, 8)))
+
+
+@pytest.mark.parametrize("text", ["[", "[" * 10**5, "5", "{}", '{"schema": "9" }', "\0", "é"])
+def test_a_report_of_nonsense(text, tmp_path, refused):
+    (tmp_path / "report.json").write_text(text, "latin-1")
+    refused("report", tmp_path)
+
+
+sizes = st.integers(1, 12) | st.sampled_from([-1, 0, 40, 2**31, 10**9, 10**30]) | st.floats()
+values = st.none() | st.booleans() | sizes | st.text(max_size=3) | st.lists(sizes, max_size=3)
+FIELDS = {
+    "low_rank": ("rank", ("view", "act", "pivoted", "bias")),
+    "dense": ("shape", ("view",)),
+    "quantized": ("code_bits", ("group", "axis")),
+}
+structures = st.one_of(
+    st.dictionaries(st.sampled_from(["kind", "rank", "terms", ""]), values),
+    *(
+        st.fixed_dictionaries(
+            {"kind": st.just(kind), first: sizes | values}, optional=dict.fromkeys(others, values)
+        )
+        for kind, (first, others) in FIELDS.items()
+    ),
+)
+sums = st.fixed_dictionaries(
+    {"kind": st.just("sum"), "terms": st.dictionaries(st.sampled_from("ab.c"), structures)}
+)
+patches = st.fixed_dictionaries(
+    {"modules": st.dictionaries(st.sampled_from(["first", "second", "x"]), structures | sums)},
+    optional={
+        "tied": st.just({}) | values,
+        "config": st.just({}) | values,
+        "adapter": st.just([]) | values,
+    },
+)
+
+
+@seed(0)
+@settings(
+    max_examples=200,
+    deadline=None,
+    database=None,
+    phases=[Phase.generate, Phase.shrink],
+    suppress_health_check=list(HealthCheck),
+)
+@given(patches)
+def test_patches_of_nonsense(data):
+    """Whatever JSON a patch may be, it is a patch or one sentence; on meta no size takes room."""
+    with torch.device("meta"):
+        net = tiny_models.Mlp()
+    with suppress(library.UserError):
+        Patch.from_json(json.loads(json.dumps(data))).swap(net)

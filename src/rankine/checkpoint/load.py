@@ -257,7 +257,12 @@ def read_plan(directory: Path) -> Patch:
         data = read_json(directory / PATCH)
     else:
         data = read_json(directory / CONFIG).get("quantization_config") or {}
-        if not isinstance(data, Mapping) or data.get("quant_method") != "rankine":
+        if not isinstance(data, Mapping):
+            raise UserError(
+                f'expected an object as "quantization_config" in {directory / CONFIG}, found '
+                f"{data!r:.40}"
+            )
+        if data.get("quant_method") != "rankine":
             return Patch()
     check_version(data.get("format_version", ""))
     return Patch.from_json(data)

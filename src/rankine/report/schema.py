@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, cast
 
 from rankine.errors import UserError
+from rankine.limits import JSON_BYTES, read_text
 
 #: major.minor: a newer minor version only adds fields.
 SCHEMA = "1.1"
@@ -213,14 +214,14 @@ def read(directory: str | Path) -> dict[str, Any]:
     """The report.json of a finished run (or of a path to the file). Raises UserError."""
     path = Path(directory)
     path = path / FILE if path.is_dir() else path
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
+    if not path.is_file():
         raise UserError(
-            f"expected a {FILE} at {path}, found: {error.strerror}. "
-            "Name a directory that `rankine compress` wrote."
-        ) from None
-    except ValueError as error:
+            f"expected a {FILE} at {path}, found none: name a directory that `rankine compress` "
+            "wrote"
+        )
+    try:
+        data = json.loads(read_text(path, JSON_BYTES))
+    except (ValueError, RecursionError) as error:
         raise UserError(f"expected JSON in {path}, found a damaged file: {error}") from None
     if not isinstance(data, dict):
         raise UserError(f"expected a JSON object in {path}, found {type(data).__name__}")
