@@ -80,7 +80,7 @@ def test_a_hundred_megabytes_cost_no_more_than_one(name, tmp_path):
         assert windows(small)[0] == 8
     with Growth() as hundred:
         assert windows(large)[0] == 8
-    assert hundred.bytes < one.bytes + 24 * MB
+    assert hundred.bytes < one.bytes + 48 * MB  # not half of it is ever there
     assert hundred.bytes < 128 * MB
 
 
