@@ -300,6 +300,10 @@ class Compressor(Method):
         """One option per target within `bits`; rules that probe use `bench`."""
         return self.allocator.allocate(bids, bits)
 
+    def probes(self, targets: Sequence[Target]) -> int:
+        """How often `allocate` probes the loss, for the plan's time; default: never."""
+        return 0
+
 
 @dataclass(frozen=True)
 class Learning(Method):

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 import rankine
 import tiny_models as tiny
 from rankine.checkpoint import directory_bytes
+from rankine.engine.plan import _flops_per_second
 from rankine.engine.run import cast
 from rankine.errors import BudgetError, UserError
 from rankine.patch import stored_bits
@@ -51,6 +52,23 @@ def test_the_fields_and_how_they_are_shown():
     assert "svd on 14 weights" in lines
     assert "transformers" in lines
     assert json.loads(json.dumps(found.to_json()))["bytes"] == found.bytes_after
+
+
+@pytest.mark.parametrize("method", ["asvd", "lord"])
+def test_a_search_takes_its_time(method):
+    """Each probe is a forward pass over 32 sequences at most."""
+    model, uniform = wide(), {"allocation": "uniform"}
+    asked = {"method": method, "keep": 0.5, "tokens": "32x256"}
+    searched, plain = plan(model, **asked).seconds, plan(model, **asked, set=uniform).seconds
+    probes = 14 * 9 if method == "asvd" else 7 * 9
+    weights = plan(model, **asked).weights
+    assert searched - plain == pytest.approx(
+        2.0 * 32 * 256 * weights * probes / _flops_per_second(), rel=1e-6
+    )
+    longer = plan(model, **{**asked, "tokens": "500x256"}, set=uniform).seconds
+    assert plan(model, **{**asked, "tokens": "500x256"}).seconds - longer == pytest.approx(
+        searched - plain, rel=1e-6
+    )
 
 
 def test_nothing_is_touched_and_meta_tensors_suffice():

@@ -15,6 +15,7 @@ from rankine.anatomy import Anatomy, Target
 from rankine.budget import Budget, format_bytes
 from rankine.checkpoint import is_pretrained
 from rankine.engine.parts import stage_targets, with_parts
+from rankine.engine.stage import WorkBench
 from rankine.errors import UserError
 from rankine.evaluation.latency import faster_from, pays
 from rankine.kernels.fused import missing
@@ -226,7 +227,7 @@ def _seconds(
     tokens: int,
     length: int,
 ) -> float:
-    """Forward passes, moments and decompositions at the speed one matrix product runs here."""
+    """Forward passes, moments, decompositions and probes at the speed one matrix product runs."""
     rate = _flops_per_second()
     work = 0.0
     weights = sum(w.size for w in anatomy.linears)
@@ -244,7 +245,8 @@ def _seconds(
         widths = [w.shape[1] for t in targets for w in t.weights]
         moments = sum(2.0 * tokens * i * i for i in widths) * len(needs)
         solves = sum(40.0 * w.copies * min(w.shape) ** 3 for t in targets for w in t.weights)
-        work += forward * walks + moments + solves
+        probed = 2.0 * min(tokens, WorkBench.sequences * length) * weights
+        work += forward * walks + moments + solves + probed * method.probes(targets)
     return work / rate + 2.0
 
 

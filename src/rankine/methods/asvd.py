@@ -81,6 +81,10 @@ class ASVD(Compressor):
         ]
         return Ceiling().allocate(probed, bits)
 
+    def probes(self, targets: Sequence[Target]) -> int:
+        """Each size of each layer."""
+        return len(targets) * len(self.ratios) if self.allocation == "search" else 0
+
     def _probed_sizes(self, bid: Bid) -> list[Option]:
         """For each ratio the largest option within it, and the dense one."""
         by_bits = sorted(bid.options, key=lambda option: option.bits)

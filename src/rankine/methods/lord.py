@@ -88,6 +88,11 @@ class LoRD(Compressor):
             for bid, option in zip(members, chosen[group].structure, strict=True)
         }
 
+    def probes(self, targets: Sequence[Target]) -> int:
+        """Each share of each type, and the smallest."""
+        types = {target.weights[0].role for target in targets}
+        return len(types) * (len(self.sweep) + 1) if self.allocation == "by_type" else 0
+
     def _type_bid(self, group: str, bids: Sequence[Bid], bench: Bench) -> Bid:
         """All layers of a type as one target; an option is one option per layer."""
         points = [Option(tuple(max(b.options, key=_bits) for b in bids), _total(bids, None), 0.0)]
