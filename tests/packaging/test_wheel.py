@@ -80,6 +80,7 @@ def test_the_quick_demo(environment):
     printed = environment.run("rankine", "demo", "--quick", "-o", "made", "--threads", 1)
     for part in ("dense", "int4 (plain)", "auto 0.60", "before:", "after:"):
         assert part in printed
+    assert "svd" not in printed, "one method, one size"
     made = environment.cwd / "made"
     assert (made / "report.html").stat().st_size > 10_000
     assert {"config.json", "model.safetensors"} <= {p.name for p in (made / "auto-0.6").iterdir()}
