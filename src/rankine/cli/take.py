@@ -56,7 +56,9 @@ def demo(
         Path, typer.Option("--output", "-o", metavar="DIR", help="where to write")
     ] = Path("rankine-demo"),
     model: Annotated[str, typer.Option(metavar="MODEL", help="another model")] = "embedded",
-    quick: Annotated[bool, typer.Option("--quick", help="one method, one size, little text")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="one method, one size, little text")
+    ] = False,
     threads: Threads = None,
     force: Force = False,
     json: Json = False,
