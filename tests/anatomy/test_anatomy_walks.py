@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import transformers as tf
 from torch import nn
 
 from rankine import anatomy
 from rankine.anatomy import Anatomy, Block
-from rankine.anatomy.layouts import LLAMA
+from rankine.anatomy.layouts import BART_DECODER, BART_ENCODER, LLAMA
 from rankine.errors import UserError
 from rankine.metric import Metric
 from rankine.patch import Patch
@@ -263,3 +266,34 @@ def test_a_registered_layout_describes_a_model_type():
 def test_a_registration_wins_over_a_built_in_family(tiny):
     anatomy.register("llama", lambda model: Anatomy("ours", (Block("", 0, None, None, ()),)))
     assert anatomy.describe(tiny("llama")).family == "ours"
+
+
+@pytest.mark.usefixtures("registry")
+def test_an_encoder_decoder_registers_both_its_stacks():
+    config = tf.MBartConfig(
+        vocab_size=48, d_model=32, encoder_layers=2, decoder_layers=3, encoder_attention_heads=4,
+        decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=48,
+    )  # fmt: skip
+    model = tf.AutoModelForSeq2SeqLM.from_config(config)
+    assert anatomy.describe(model).family == "generic"
+    anatomy.register("mbart", (BART_ENCODER, BART_DECODER))
+    described = anatomy.describe(model)
+    assert described.family == "mbart"
+    assert [b.stack for b in described.blocks] == [0, 0, 1, 1, 1]
+    assert [b.cross is not None for b in described.blocks] == [False, False, True, True, True]
+
+
+@pytest.mark.usefixtures("registry")
+def test_the_documented_registrations_work():
+    text = (Path(__file__).parents[2] / "docs" / "anatomy.md").read_text(encoding="utf-8")
+    layout, function, _ = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(layout, {})
+    assert "my_model_type" in anatomy._registered
+
+    class TwoTowers(Model):
+        pass
+
+    exec(function, {"TwoTowers": TwoTowers})
+    described = anatomy.describe(TwoTowers())
+    assert described.family == "two towers"
+    assert [w.path for w in described.outside] == ["towers.0.0", "towers.1.0"]

@@ -155,7 +155,7 @@ SPOILED = {
         "complete",
     ),
     # the config
-    "config huge": (lambda d: write(d, "config.json", " " * (65 << 20) + "{}"), "bytes"),
+    "config huge": (lambda d: write(d, "config.json", " " * (17 << 20) + "{}"), "bytes"),
     "config deep": (lambda d: write(d, "config.json", '{"a":' * 10**5), "nesting"),
     "config pipe": (pipe, "found no config.json"),
     "config escape": (lambda d: change(d / "config.json", model_type=ESCAPE), "printable"),

@@ -51,9 +51,10 @@ def check_version(found: str) -> None:
         )
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; raises UserError when it is none (see `rankine.limits`)."""
-    data = parse_json(read_text(path, JSON_BYTES), path)
+def read_json(path: Path, most: int = JSON_BYTES) -> dict[str, Any]:
+    """A JSON object from a file of at most `most` bytes; raises UserError when it is none (see
+    `rankine.limits`)."""
+    data = parse_json(read_text(path, most), path)
     if not isinstance(data, Mapping):
         raise UserError(f"expected a JSON object in {path}, found {type(data).__name__}")
     return dict(data)

@@ -33,6 +33,8 @@ from rankine.patch import Patch, assign
 from rankine.structures.base import check_module
 
 EMBEDDED = "embedded"
+#: transformers copies a config many times over; one of 10,000 modules has a megabyte.
+CONFIG_BYTES = 1 << 24
 #: Where one of these is, there is a tokenizer.
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 
@@ -159,7 +161,7 @@ def check_directory(directory: Path) -> None:
             f"{CONFIG} and *.safetensors"
         )
     check_links(directory)
-    config = read_json(directory / described[0])
+    config = read_json(directory / described[0], CONFIG_BYTES)
     check_counts(config, directory / described[0])
     files = weight_files(directory)
     if not files:
