@@ -54,6 +54,7 @@ class Plan:
     bytes_after: int
     seconds: float
     memory: int
+    parameters: int
     runs_on: tuple[str, ...]
     notes: tuple[str, ...] = field(default=())
 
@@ -116,6 +117,7 @@ def make_plan(
         bytes_after=after,
         seconds=_seconds(methods, targets, anatomy, *_positions(recipe, task)),
         memory=_memory(model, anatomy, before),
+        parameters=sum(p.numel() for p in model.parameters()),
         runs_on=PRETRAINED if is_pretrained(model) else PLAIN_MODULE,
         notes=tuple(_notes(recipe, compressors, budget, weights, fixed, targets, model)),
     )

@@ -82,7 +82,7 @@ def begin(
         "model": {
             "name": run.info.spec,
             "family": run.anatomy.family,
-            "parameters": sum(p.numel() for p in run.model.parameters()),
+            "parameters": plan.parameters,  # of the input: the run's model is smaller by now
             "bytes": plan.bytes_before,
             "dtype": str(run.store_dtype).removeprefix("torch."),
         },
