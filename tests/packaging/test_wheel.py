@@ -23,7 +23,7 @@ def metadata(files, name):
     return files[path].decode()
 
 
-def test_it_holds_all_that_a_run_needs_and_nothing_of_the_workshop(files):
+def test_it_holds_all_that_a_run_needs_and_nothing_else(files):
     for name in (
         "py.typed",
         "assets/catalogue.json",
