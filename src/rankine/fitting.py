@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rankine.anatomy import Target, Weight
 from rankine.budget import Bid, Option
+from rankine.errors import UserError
 from rankine.linalg.anchor import anchored_goal
 from rankine.metric import Gram, Metric
 from rankine.statistics import InputMoment, Need, OutputGradient
@@ -19,6 +20,12 @@ from rankine.structures import Dense, LowRank, Structure
 
 if TYPE_CHECKING:  # protocols; a floor above
     from rankine.method import Evidence, Source
+
+
+def expect(holds: bool, what: str, found: object) -> None:
+    """Raises UserError where a knob is out of its range: "expected `what`, found `found`"."""
+    if not holds:
+        raise UserError(f"expected {what}, found {found}")
 
 
 def stored_parts(
@@ -97,6 +104,13 @@ class TwoSided:
     shrink_out: float = 0.3
     middle: float = 0.75
     clip: float | None = 10.0
+
+    def __post_init__(self) -> None:
+        for side in ("shrink_in", "shrink_out"):
+            value = getattr(self, side)
+            expect(0 <= value <= 1, f"{side} between 0 and 1", value)
+        expect(0 < self.middle <= 1, "middle above 0 and at most 1", self.middle)
+        expect(self.clip is None or self.clip >= 1, "clip of at least 1, or none", self.clip)
 
     @property
     def gradient(self) -> OutputGradient:

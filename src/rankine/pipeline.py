@@ -21,7 +21,7 @@ from rankine.engine.at_once import solve_at_once, solves_at_once
 from rankine.engine.given import check_data, is_text, task_of
 from rankine.engine.learn import chain_teacher, learn
 from rankine.engine.parts import seen_by, stage_targets
-from rankine.engine.plan import Plan, driven, fixed_bytes, make_plan
+from rankine.engine.plan import Plan, driven, fixed_bytes, make_plan, methods_of
 from rankine.engine.run import Progress, Run, open_run, quiet
 from rankine.engine.search import smallest_that_holds
 from rankine.engine.solve import solve
@@ -78,6 +78,7 @@ def compress(
     recipe = complete(recipe, model, fields)
     if recipe.max_loss is not None:
         return smallest_that_holds(compress, recipe, model, output, progress, task, tokenizer)
+    methods = methods_of(recipe)
     place = Path(output) if output is not None else None
     if place is not None:
         checkpoint.check_output(place, recipe.force)
@@ -90,7 +91,7 @@ def compress(
                 f"expected an output directory, as {run.info.spec} does not fit into memory: give "
                 "one, or more --memory"
             )
-        check_data(run.task, [driven(stage.method, stage.set) for stage in recipe.chain()])
+        check_data(run.task, methods)
         plan = make_plan(recipe, run.model, run.anatomy, run.info.spec, run.task)
         known = before or (figures.measure_before(run) if recipe.evaluate is not False else {})
         check_conditions(recipe, next(iter(known.get("rows", ())), None))
@@ -164,7 +165,7 @@ def plan(
     """The dry run: what would come out, before any work. A model given by name is read without
     its weights (one of your own is built); the calibration data is checked."""
     recipe = complete(recipe, model, fields)
-    methods = [driven(stage.method, stage.set) for stage in recipe.chain()]
+    methods = methods_of(recipe)
     if isinstance(model, nn.Module):
         task = None if is_text(recipe.calibration) else task_of(recipe, model, None)
         return make_plan(recipe, model, describe(model), type(model).__name__, task)

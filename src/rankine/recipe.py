@@ -134,7 +134,9 @@ class Recipe(BaseModel):
         "stays on the disk",
     )
     threads: int | None = Field(None, description="CPU threads (default: all cores)", ge=1)
-    seed: int = Field(0, description="of the calibration sample and everything random")
+    seed: int = Field(
+        0, description="of the calibration sample and everything random", ge=0, lt=1 << 63
+    )
     include: Texts = Field((), description="globs of module paths to compress")
     exclude: Texts = Field((), description="globs of module paths to leave alone")
     fast: bool = Field(False, description="leave dense what would be smaller but not faster here")

@@ -1,6 +1,7 @@
 """A user's mistakes: one sentence, exit code 2, nothing written; 3 where nothing holds."""
 
 import pytest
+import yaml
 
 from rankine import cli
 from rankine.errors import AcceptanceError, BudgetError
@@ -22,6 +23,7 @@ from rankine.errors import AcceptanceError, BudgetError
         (["--keep", "0.5", "--set", "ridge"], "NAME=VALUE"),
         (["--keep", "0.5", "--recipe", "nowhere.yaml"], "nowhere.yaml"),
         (["--keep", "0.5", "--seed", "x"], "seed"),
+        (["--keep", "0.5", "--seed", "99999999999999999999"], "seed"),
         (["--keep", "0.5", "--threads", "0"], "threads"),
         (["--keep", "0.5", "--device", "tpu"], "cuda"),
         (["--keep", "0.5", "--dtype", "int3"], "bfloat16"),
@@ -41,6 +43,53 @@ def test_wrong_options(rankine, tmp_path, arguments, part):
     assert ran.code == 2
     assert part in ran.sentence
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("method", "knob", "part"),
+    [
+        ("kfac_svd", "middle=7", "middle above 0"),
+        ("kfac_svd", "clip=-1", "clip of at least 1"),
+        ("kfac_svd", "shrink_out=2", "shrink_out between 0 and 1"),
+        ("auto", "shrink_in=-3", "shrink_in between 0 and 1"),
+        ("auto", "ridge=0", "ridge above 0"),
+        ("auto", "epochs=0", "epochs"),
+        ("auto", "lr=-1", "lr above 0"),
+        ("auto", "solve=guess", "two_sided"),
+        ("anchored_svd", "ridge=-1", "ridge above 0"),
+        ("lord", "sweep=0.5,2", "sweep"),
+        ("rtn", "code_bits=17", "code_bits"),
+        ("rtn", "group=0", "group"),
+        ("svd_llm", "ridge=1", "it has none"),
+    ],
+)
+def test_knobs_out_of_range(rankine, tmp_path, method, knob, part):
+    """Also where a plan, or a table of several, is all that was asked for."""
+    size = [] if method == "rtn" else ["--keep", "0.5"]
+    asked = ["embedded", "--method", method, *size, "--set", knob]
+    for verb in (["compress", *asked, "-o", tmp_path / "out"], ["plan", *asked]):
+        ran = rankine(*verb)
+        assert ran.code == 2
+        assert part in ran.sentence
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("stages", "part"),
+    [
+        ([{"method": "heal"}], "rankine heal"),
+        ([{"method": "svd", "keep": 0.5}, {"method": "fused"}], "runs a finished model"),
+        ([{"method": "rtn"}, {"method": "svd", "keep": 0.5}], "cannot follow a quantization"),
+        ([{"method": "svd"}], "--keep 0.7"),
+    ],
+)
+def test_chains_that_make_nothing_smaller(rankine, tmp_path, stages, part):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump({"stages": stages}))
+    ran = rankine("compress", "embedded", "--recipe", file, "-o", tmp_path / "out")
+    assert ran.code == 2
+    assert part in ran.sentence
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_no_output(rankine):

@@ -119,5 +119,5 @@ def test_get_takes_a_method_as_it_is():
 
 
 def test_a_runtime_is_no_stage():
-    with pytest.raises(UserError, match="runs models"):
+    with pytest.raises(UserError, match="runs a finished model"):
         rankine.plan(tiny.llama(), stages=[{"method": "svd", "keep": 0.5}, {"method": "fused"}])

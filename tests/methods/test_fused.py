@@ -94,7 +94,7 @@ def test_the_runtime_protocol():
     assert swapped(model)
     undo.close()
     assert not swapped(model)
-    with pytest.raises(UserError, match="runs models"):
+    with pytest.raises(UserError, match="runs a finished model"):
         rankine.plan(tiny.llama(), method="fused")
 
 

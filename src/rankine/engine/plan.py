@@ -92,12 +92,9 @@ def make_plan(
 ) -> Plan:
     """Predict a recipe on a model (meta tensors suffice). `task` says how much data there is where
     that is not the recipe's `tokens`. Raises UserError on what cannot work."""
-    chain = recipe.chain()
-    methods = [driven(stage.method, stage.set) for stage in chain]
-    check_chain(methods)
-    sizing = [(m, s) for m, s in zip(methods, chain, strict=True) if isinstance(m, Compressor)]
-    if not sizing:
-        raise UserError(f"{methods[0].name} trains a model as it is: use `rankine heal`")
+    methods = methods_of(recipe)
+    stages = zip(methods, recipe.chain(), strict=True)
+    sizing = [(method, asked) for method, asked in stages if isinstance(method, Compressor)]
     compressors = [method for method, _ in sizing]
     if compressors[0].inside:  # of a model that an earlier run factored
         anatomy = with_parts(anatomy, model)
@@ -123,11 +120,23 @@ def make_plan(
     )
 
 
+def methods_of(recipe: Recipe) -> list[Compressor | Learning]:
+    """The chain's methods. Raises UserError on names, knobs and orders that cannot work; costs
+    nothing, so it comes before a model is opened."""
+    methods = [driven(stage.method, stage.set) for stage in recipe.chain()]
+    check_chain(methods)
+    if not any(isinstance(method, Compressor) for method in methods):
+        raise UserError(f"{methods[0].name} trains a model as it is: use `rankine heal`")
+    return methods
+
+
 def driven(name: str, knobs: dict[str, Any]) -> Compressor | Learning:
     """A method that the pipeline can drive."""
     found = get(name, knobs)
     if not isinstance(found, Compressor | Learning):
-        raise UserError(f"{name} runs models: use its own verb instead of compress")
+        raise UserError(
+            f"{name} makes nothing smaller, it runs a finished model: see `rankine methods {name}`"
+        )
     return found
 
 

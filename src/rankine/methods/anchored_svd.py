@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from rankine.anatomy import Target
-from rankine.fitting import anchored
+from rankine.fitting import anchored, expect
 from rankine.method import Card, Compressor, Evidence, Source, Stream, method
 from rankine.metric import Gram, Metric
 from rankine.statistics import InputMoment, Need
@@ -36,6 +36,9 @@ class AnchoredSVD(Compressor):
     )
 
     ridge: float = 1e-4
+
+    def __post_init__(self) -> None:
+        expect(self.ridge > 0, "ridge above 0", self.ridge)
 
     @property
     def stream(self) -> Stream:

@@ -20,8 +20,7 @@ from torch import Tensor
 
 from rankine.anatomy import Target
 from rankine.budget import Allocator, Bid, Knapsack, Option, Uniform
-from rankine.errors import UserError
-from rankine.fitting import PIVOT_HARM, TwoSided, anchored, dense_bid
+from rankine.fitting import PIVOT_HARM, TwoSided, anchored, dense_bid, expect
 from rankine.method import Card, Compressor, Evidence, Refine, Source, Stream, method
 from rankine.metric import Metric
 from rankine.patch import Patch
@@ -74,13 +73,16 @@ class Auto(TwoSided, Compressor):
     lr: float = 1e-3
 
     def __post_init__(self) -> None:
-        known = ("low_rank", "pivoted")
-        if not self.structures or not set(self.structures) <= set(known):
-            raise UserError(f"expected structures among {known}, found {self.structures}")
-        if self.solve not in ("two_sided", "inputs"):
-            raise UserError(f'expected solve "two_sided" or "inputs", found {self.solve}')
-        if self.allocation not in ("knapsack", "uniform"):
-            raise UserError(f'expected allocation "knapsack" or "uniform", found {self.allocation}')
+        super().__post_init__()
+        forms = ("low_rank", "pivoted")
+        bidding = bool(self.structures) and set(self.structures) <= set(forms)
+        expect(bidding, f"structures among {forms}", self.structures)
+        solves, rules = ("two_sided", "inputs"), ("knapsack", "uniform")
+        expect(self.solve in solves, 'solve "two_sided" or "inputs"', self.solve)
+        expect(self.allocation in rules, 'allocation "knapsack" or "uniform"', self.allocation)
+        expect(self.ridge > 0, "ridge above 0", self.ridge)
+        expect(self.epochs >= 1, "at least one of epochs", self.epochs)
+        expect(self.lr > 0, "lr above 0", self.lr)
 
     @property
     def stream(self) -> Stream:

@@ -15,8 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rankine.budget import Allocator, Knapsack, Uniform
-from rankine.errors import UserError
-from rankine.fitting import TwoSided
+from rankine.fitting import TwoSided, expect
 from rankine.method import Card, Compressor, method
 
 
@@ -41,8 +40,9 @@ class KFACSVD(TwoSided, Compressor):
     allocation: str = "knapsack"
 
     def __post_init__(self) -> None:
-        if self.allocation not in ("knapsack", "uniform"):
-            raise UserError(f'expected allocation "knapsack" or "uniform", found {self.allocation}')
+        super().__post_init__()
+        known = self.allocation in ("knapsack", "uniform")
+        expect(known, 'allocation "knapsack" or "uniform"', self.allocation)
 
     @property
     def allocator(self) -> Allocator:

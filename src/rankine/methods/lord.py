@@ -52,6 +52,8 @@ class LoRD(Compressor):
         if self.allocation not in ("by_type", "uniform"):
             raise UserError(f'expected allocation "by_type" or "uniform", found {self.allocation}')
         object.__setattr__(self, "sweep", tuple(float(s) for s in self.sweep))
+        if not self.sweep or not all(0 < share <= 1 for share in self.sweep):
+            raise UserError(f"expected shares above 0 and at most 1 in sweep, found {self.sweep}")
 
     @property
     def needs_loss(self) -> bool:

@@ -42,6 +42,9 @@ class RTN(Compressor):
     code_bits: int = 4
     group: int = 64
 
+    def __post_init__(self) -> None:
+        _ = self.template  # which knows what it can hold
+
     @property
     def template(self) -> Structure:
         """Codes along the inputs."""
