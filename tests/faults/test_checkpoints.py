@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 import rankine as library
 import tiny_models
+from rankine.checkpoint.fits import check_counts
 from rankine.patch import Patch
 
 FACTORS = "model.layers.0.self_attn.q_proj"
@@ -272,6 +273,15 @@ def test_an_architecture_is_a_model_of_transformers(directory, rankine):
     for name in ("pipeline", "PreTrainedTokenizerFast", 5):
         change(directory / "config.json", architectures=[name])
         assert rankine("generate", directory, "-p", "x", "--max-tokens", "1").code == 0
+
+
+def test_what_is_large_and_no_count():
+    """Gemma 3n has a vocabulary per layer; a context may have ten million positions."""
+    honest = {"vocab_size_per_layer_input": 262_144, "max_position_embeddings": 10_485_760}
+    check_counts({**honest, "text_config": {"num_hidden_layers": 126}}, Path("config.json"))
+    for name in ("n_layer", "encoder_layers", "num_local_experts", "num_labels"):
+        with pytest.raises(library.UserError, match=name):
+            check_counts({"text_config": {name: 10**6}}, Path("config.json"))
 
 
 def test_the_hub_cache_is_made_of_links(compressed, tmp_path, rankine):

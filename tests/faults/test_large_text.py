@@ -54,9 +54,10 @@ def write_rows(file, megabytes):
 
 
 def write_zipped(file, megabytes):
-    with gzip.open(file, "wb", compresslevel=1) as out:
+    member = gzip.compress(CHUNK)  # an archive may have several
+    with file.open("wb") as out:
         for _ in range(megabytes):
-            out.write(CHUNK)
+            out.write(member)
 
 
 WRITERS = {"a.txt": write_plain, "a.jsonl": write_rows, "a.txt.gz": write_zipped}

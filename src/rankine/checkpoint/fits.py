@@ -19,7 +19,7 @@ from rankine.errors import UserError
 
 #: How often something is repeated, by the names that configs give it: lists of that length are
 #: made as soon as a config is read.
-REPEATED = re.compile(r"layer|expert|block|depth|label|stage")
+REPEATED = re.compile(r"(n|num)_(\w+_)?(layers?|experts|blocks|labels|stages)|\w*layers|depth")
 MOST_REPEATED = 100_000
 
 #: An architecture may have more tensors, and more numbers, than its file: what is tied is stored
@@ -33,7 +33,7 @@ def check_counts(config: Mapping[str, Any], where: Path) -> None:
     for name, value in config.items():
         if isinstance(value, Mapping):
             check_counts(value, where)
-        elif isinstance(value, int) and REPEATED.search(name) and value > MOST_REPEATED:
+        elif isinstance(value, int) and REPEATED.fullmatch(name) and value > MOST_REPEATED:
             raise UserError(
                 f"expected {name} of at most {MOST_REPEATED:,} in {where}, found {value}"
             )
