@@ -54,14 +54,6 @@ def tied_names(model: Any) -> dict[str, str]:
     return dict(getattr(model, "all_tied_weights_keys", None) or {})
 
 
-def never_initialize(module: Any) -> None:
-    """Keep transformers from drawing new weights for this module (not for those inside it): GPT-2's
-    blocks reach for the `weight` of their layers, which factors with a function do not have. One
-    with buffers that no file holds (BERT's positions) computes them there, and has to."""
-    if not module._non_persistent_buffers_set:
-        module._is_hf_initialized = True
-
-
 def forget_tied(model: Any, names: Iterable[str]) -> None:
     """Undo declarations: these parameters have their own storage."""
     gone = set(names)

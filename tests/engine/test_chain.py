@@ -141,3 +141,18 @@ def test_a_chain_resumes_in_its_second_stage(tmp_path):
     ours, theirs = resumed.model.state_dict(), whole.model.state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[n], theirs[n]) for n in ours)
+
+
+def test_codes_of_a_shared_basis(tmp_path):
+    """Each layer gets codes of its own for it; to replace it in one layer alone is refused."""
+    model = bf16(tiny.llama())
+    result = compress(model, {"method": "basis_sharing", "keep": 0.5}, CODES)
+    assert not result.patch.tied
+    rankine.save(model, tmp_path / "out", result.patch)
+    assert torch.equal(logits(rankine.load(tmp_path / "out")), logits(model))
+
+    model = bf16(tiny.llama())
+    first = compress(model, {"method": "basis_sharing", "keep": 0.5})
+    assert first.patch.tied
+    with pytest.raises(UserError, match=r"q_proj\.down, which share one matrix"):
+        compress(model, CODES, exclude="*.1.self_attn.q_proj.down")

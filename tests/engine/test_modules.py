@@ -15,7 +15,7 @@ from rankine.method import get
 from rankine.patch import stored_bits
 from rankine.tasks import FunctionTask
 
-METHODS = ["svd", "svd_llm", "lord", "kfac_svd", "anchored_svd", "auto"]
+METHODS = ["svd", "svd_llm", "basis_sharing", "afm", "lord", "kfac_svd", "anchored_svd", "auto"]
 
 
 def task():

@@ -43,31 +43,30 @@ def weight_targets(
             "expected at least one weight to compress, found none: "
             + ("include and exclude leave nothing" if chosen else "the model has no linear layer")
         )
-    found = []
-    for weight in taken:
-        if weight.operator == "embedding":
-            found.append(_table(anatomy, weight, tables, exclude))
-        else:
-            found.append(Target((weight,)))
+    found = dict.fromkeys(
+        _table(anatomy, w, tables, exclude) if w.operator == "embedding" else Target((w,))
+        for w in taken
+    )
     inside = {path for target in found for path in target.members[1:]}
     return [target for target in found if target.members[0] not in inside]
 
 
 def _table(anatomy: Anatomy, weight: Weight, tables: bool, exclude: Sequence[str]) -> Target:
-    """An embedding, with every weight that shares its storage."""
+    """The table that an embedding is, or shares, with every weight that shares it."""
     if not tables:
         raise UserError(
             f"expected linear weights, found the embedding {weight.path}, which this method does "
             "not take: exclude it, or use svd or afm"
         )
-    tied = [w for w in anatomy.weights if w.tied_with == f"{weight.path}.weight"]
-    for other in tied:
+    first = next((w for w in anatomy.weights if f"{w.path}.weight" == weight.tied_with), weight)
+    tied = [w for w in anatomy.weights if w.tied_with == f"{first.path}.weight"]
+    for other in (first, *tied):
         if _matches(other, exclude):
             raise UserError(
-                f"expected {weight.path} and {other.path}, which share one matrix, to be "
+                f"expected {weight.path} and {other.path}, which share a matrix, to be "
                 "compressed or excluded together: exclude both or neither"
             )
-    return Target((weight, *tied), "table") if tied else Target((weight,))
+    return Target((first, *tied), "table") if tied else Target((first,))
 
 
 def _matches(weight: Weight, globs: Sequence[str]) -> bool:

@@ -74,9 +74,8 @@ class RankineQuantizer(HfQuantizer):
         patch.swap(model, prefix)
         tied = tied_in(model, patch, prefix)
         check_tied(model, tied)
+        compat.forget_tied(model, broken_ties(model))
         compat.declare_tied(model, tied)
-        for place in filter(None, (resolve(model, path, prefix) for path in patch.modules)):
-            compat.never_initialize(model.get_submodule(place.rpartition(".")[0]))
         files = kwargs.get("checkpoint_files")
         if files:
             check_names(model, patch, prefix, files)
@@ -130,6 +129,12 @@ def tied_in(model: nn.Module, patch: Patch, prefix: str) -> dict[str, str]:
         if here is not None and there is not None:
             found[here] = there
     return found
+
+
+def broken_ties(model: nn.Module) -> list[str]:
+    """Ties of the dense architecture one end of which a patch has replaced."""
+    names = set(model.state_dict())
+    return [a for a, b in compat.tied_names(model).items() if not {a, b} <= names]
 
 
 def _place(model: nn.Module, name: str, prefix: str) -> str | None:

@@ -3,7 +3,7 @@ them, the linear parts of an earlier stage's structures."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
@@ -11,6 +11,7 @@ from torch import nn
 
 from rankine.anatomy import Anatomy, Target, Weight, describe
 from rankine.engine.run import Run
+from rankine.errors import UserError
 from rankine.method import Compressor
 from rankine.modules import expose, module_at
 from rankine.recipe import Recipe
@@ -39,7 +40,24 @@ def stage_targets(method: Compressor, anatomy: Anatomy, recipe: Recipe) -> list[
     include, exclude = recipe.include, recipe.exclude
     if method.inside:
         include, exclude = _widened(anatomy, include), _widened(anatomy, exclude)
+        return _separable(anatomy, method.targets(anatomy, include, exclude))
     return method.targets(anatomy, include, exclude)
+
+
+def _separable(anatomy: Anatomy, targets: Sequence[Target]) -> list[Target]:
+    """Without the parts that share their matrix with what is no part (an output layer's with a
+    factored table): they stay as they are. Those that share one among themselves are replaced
+    together, each by its own."""
+    known = {f"{weight.path}.weight": weight.path for weight in anatomy.weights}
+    chosen = {target.members[0] for target in targets}
+    for weight in anatomy.weights:
+        first = known.get(weight.tied_with or "")
+        if first is not None and (weight.path in chosen) != (first in chosen):
+            raise UserError(
+                f"expected {first} and {weight.path}, which share one matrix, to be compressed or "
+                "excluded together: exclude both or neither"
+            )
+    return [t for t in targets if t.weights[0].tied_with in {None, *known}]
 
 
 def _widened(anatomy: Anatomy, globs: Sequence[str]) -> tuple[str, ...]:
@@ -55,22 +73,28 @@ def _widened(anatomy: Anatomy, globs: Sequence[str]) -> tuple[str, ...]:
 def with_parts(anatomy: Anatomy, model: nn.Module) -> Anatomy:
     """The anatomy with `down` and `up` in the place of each factored weight. A structure without
     linear layers (codes) has nothing left to offer."""
+    names: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), name)
     blocks = tuple(
-        replace(block, steps=tuple(_steps(block.steps, model))) for block in anatomy.blocks
+        replace(block, steps=tuple(_steps(block.steps, model, names))) for block in anatomy.blocks
     )
-    outside = tuple(part for weight in anatomy.outside for part in _parts(weight, model))
+    outside = tuple(part for weight in anatomy.outside for part in _parts(weight, model, names))
     return replace(anatomy, blocks=blocks, outside=outside)
 
 
-def _steps(steps: tuple[tuple[Weight, ...], ...], model: nn.Module) -> Iterator[tuple[Weight, ...]]:
+def _steps(
+    steps: tuple[tuple[Weight, ...], ...], model: nn.Module, names: Mapping[int, str]
+) -> Iterator[tuple[Weight, ...]]:
     """All `down` of a step read one activation; each `up` reads its own `down`."""
     for step in steps:
-        layers = [_parts(weight, model) for weight in step]
+        layers = [_parts(weight, model, names) for weight in step]
         for depth in range(max(map(len, layers), default=0)):
             yield tuple(parts[depth] for parts in layers if depth < len(parts))
 
 
-def _parts(weight: Weight, model: nn.Module) -> list[Weight]:
+def _parts(weight: Weight, model: nn.Module, names: Mapping[int, str]) -> list[Weight]:
+    """`names`: id of a parameter → the first name it has in the model."""
     module = module_at(model, weight.path)
     if not isinstance(getattr(module, "structure", None), Structure):
         return [weight]
@@ -84,7 +108,12 @@ def _parts(weight: Weight, model: nn.Module) -> list[Weight]:
             reads=weight.reads if n == 0 else f"{weight.path}.{name}",
             rows=(),
             bias=linear.bias is not None,
-            tied_with=None,
+            tied_with=_first_name(f"{weight.path}.{name}.weight", linear, names),
         )
         for n, (name, linear) in enumerate(linears)
     ]
+
+
+def _first_name(own: str, linear: nn.Linear, names: Mapping[int, str]) -> str | None:
+    first = names[id(linear.weight)]
+    return None if first == own else first

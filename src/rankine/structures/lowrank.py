@@ -224,7 +224,12 @@ class LowRankLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The dense (o, i) weight, rebuilt at each access: slow, for code that insists on it."""
+        """The dense (o, i) weight, rebuilt at each access: slow, for code that insists on it. With
+        a function inside there is none: shape and dtype alone, on meta (GPT-2 draws initial values
+        into it while it is loaded)."""
+        if self.structure.act is not None:
+            shape = (self.out_features, self.in_features)
+            return torch.empty(shape, dtype=self.up.weight.dtype, device="meta")
         return self.structure.decode({"down.weight": self.down.weight, "up.weight": self.up.weight})
 
     @property
