@@ -15,7 +15,7 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -103,10 +103,11 @@ class Lab:
         seed: int = 0,
         tokens: str = "",
         heal: Mapping[str, Any] | None = None,
+        include: Sequence[str] = (),
         **knobs: Any,
     ) -> LanguageScore:
-        """One compression (and, with the knobs `heal`, training after it), scored; from the cache
-        when nothing it depends on has changed."""
+        """One compression (of the weights that `include` names; with the knobs `heal`, training
+        after it), scored; from the cache when nothing it depends on has changed."""
         key = {
             "arm": method,
             "keep": keep,
@@ -114,6 +115,7 @@ class Lab:
             "knobs": _shown(knobs),
             "tokens": tokens or self.tokens,
             **({"heal": _shown(heal)} if heal else {}),
+            **({"include": list(include)} if include else {}),
         }
 
         def run() -> LanguageScore:
@@ -126,6 +128,7 @@ class Lab:
                 tokens=tokens or self.tokens,
                 eval_tokens=self.eval_tokens,
                 evaluate=False,
+                include=tuple(include),
             )
             kept = result.report["budget"]["keep"]
             assert kept <= keep + 1e-9, f"{method} kept {kept} of {keep}"
