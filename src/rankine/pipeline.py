@@ -26,6 +26,7 @@ from rankine.engine.run import Progress, Run, open_run, quiet
 from rankine.engine.search import smallest_that_holds
 from rankine.engine.solve import solve
 from rankine.engine.stage import Stage, allocate, measure, offer, offer_sizes
+from rankine.engine.surveys import shared_surveys
 from rankine.errors import UserError
 from rankine.limits import allowing_pickles
 from rankine.method import Learning
@@ -77,7 +78,8 @@ def compress(
     """
     recipe = complete(recipe, model, fields)
     if recipe.max_loss is not None:
-        return smallest_that_holds(compress, recipe, model, output, progress, task, tokenizer)
+        with shared_surveys(recipe.work, output):
+            return smallest_that_holds(compress, recipe, model, output, progress, task, tokenizer)
     methods = methods_of(recipe)
     place = Path(output) if output is not None else None
     if place is not None:
@@ -194,18 +196,19 @@ def compare(
     int4 beside them. Rows as in the report."""
     rows: dict[str, dict[str, Any]] = {}
     before = None
-    for share in keep:
-        for name in methods:
-            place = Path(output) / f"{name}-{share:g}" if output is not None else None
-            asked = {**fields, "method": name, "keep": share}
-            if fields.get("work") is not None:  # a journal serves one recipe
-                asked["work"] = str(Path(fields["work"]) / f"{name}-{share:g}")
-            # A module is compressed in place: each method gets its own.
-            given = copy.deepcopy(model) if isinstance(model, nn.Module) else model
-            result = compress(given, output=place, progress=progress, before=before, **asked)
-            before = before or record.before(result.report)
-            for row in result.report["rows"]:
-                rows.setdefault(row["name"], row)
+    with shared_surveys(fields.get("work"), output):
+        for share in keep:
+            for name in methods:
+                place = Path(output) / f"{name}-{share:g}" if output is not None else None
+                asked = {**fields, "method": name, "keep": share}
+                if fields.get("work") is not None:  # a journal serves one recipe
+                    asked["work"] = str(Path(fields["work"]) / f"{name}-{share:g}")
+                # A module is compressed in place: each method gets its own.
+                given = copy.deepcopy(model) if isinstance(model, nn.Module) else model
+                result = compress(given, output=place, progress=progress, before=before, **asked)
+                before = before or record.before(result.report)
+                for row in result.report["rows"]:
+                    rows.setdefault(row["name"], row)
     return sorted(rows.values(), key=lambda row: -row["bytes"])
 
 

@@ -17,6 +17,7 @@ from rankine.anatomy import Target, Weight
 from rankine.budget import Bid, Budget, Option
 from rankine.checkpoint.journal import digest
 from rankine.engine.run import Run
+from rankine.engine.surveys import survey_journal
 from rankine.errors import BudgetError, UserError
 from rankine.evaluation.latency import pays
 from rankine.method import Compressor, Evidence
@@ -107,18 +108,19 @@ def measure(stage: Stage) -> None:
     run = stage.run
     unit = f"survey-{stage.number}"
     walk = run.walk()
+    with survey_journal(run, stage.number, needs) as journal:
 
-    def load(block: str) -> Mapping[str, Tensor] | None:
-        entry = run.journal.get(unit, block)
-        return entry[0] if entry is not None else None
+        def load(block: str) -> Mapping[str, Tensor] | None:
+            entry = journal.get(unit, block)
+            return entry[0] if entry is not None else None
 
-    def keep(block: str, tensors: Mapping[str, Tensor]) -> None:
-        run.journal.put(unit, block, dict(tensors), {})
+        def keep(block: str, tensors: Mapping[str, Tensor]) -> None:
+            journal.put(unit, block, dict(tensors), {})
 
-    def step(done: int, total: int) -> None:
-        run.progress("survey", done, total)
+        def step(done: int, total: int) -> None:
+            run.progress("survey", done, total)
 
-    stage.evidence = survey(walk, needs, load, keep, step)
+        stage.evidence = survey(walk, needs, load, keep, step)
 
 
 def offer(stage: Stage) -> None:
