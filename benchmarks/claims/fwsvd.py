@@ -16,7 +16,7 @@ from rankine.pipeline import compress
 from rankine.structures import matrix
 
 TITLE = "fwsvd: SVD weighted by the Fisher information per sequence"
-#: What FWSVD must win by at the paper's kind of sizes, and may differ by at mild ones.
+#: What FWSVD must win by at the paper's kind of sizes, and may lose at mild ones.
 GAIN, MILD = 0.10, 0.01
 #: Every second of training goes to values alone: no teacher.
 HEAL = {"kl_weight": 0.0, "lr": 1e-3}
@@ -51,17 +51,21 @@ def _gain(lab: Lab, keep: float, seeds: tuple[int, ...]) -> Row:
 
 
 def _mild(lab: Lab, keep: float, seeds: tuple[int, ...]) -> Row:
+    """The dry run behind the specification saw no difference here; a gain would not speak against
+    the paper, so only a loss does."""
     svd = lab.arm("svd", keep)
     ours = {s: lab.arm("fwsvd", keep, s) for s in seeds}
+    differences = [a.perplexity / svd.perplexity - 1 for a in ours.values()]
     return Row(
         "fwsvd",
-        f"within {MILD:.0%} of svd where little is cut",
+        f"no more than {MILD:.0%} above svd where little is cut, every seed",
         f"keep {keep}",
         "svd",
         svd.perplexity,
         _mean(ours),
         "perplexity",
-        all(abs(a.perplexity / svd.perplexity - 1) <= MILD for a in ours.values()),
+        max(differences) <= MILD,
+        note=f"differences {min(differences):+.2%} to {max(differences):+.2%}",
         seeds=seeds,
     )
 

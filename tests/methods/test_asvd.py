@@ -162,6 +162,7 @@ def test_uniform_probes_nothing():
         ({"allocation": "knapsack"}, "search"),
         ({"ratios": ()}, "ratios"),
         ({"ratios": (1.5,)}, "1.5"),
+        ({"alpha": -0.5}, "alpha"),
     ],
 )
 def test_unknown_values(knobs, said):

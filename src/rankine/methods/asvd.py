@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from rankine.anatomy import Target
 from rankine.budget import Bid, Ceiling, Option, Uniform
-from rankine.errors import UserError
+from rankine.fitting import expect
 from rankine.method import Bench, Card, Compressor, Evidence, method
 from rankine.metric import Gram, Metric
 from rankine.statistics import InputMagnitude, Need
@@ -47,11 +47,12 @@ class ASVD(Compressor):
     allocation: str = "search"
 
     def __post_init__(self) -> None:
-        if self.allocation not in ("search", "uniform"):
-            raise UserError(f'expected allocation "search" or "uniform", found {self.allocation}')
         object.__setattr__(self, "ratios", tuple(float(r) for r in self.ratios))
-        if not self.ratios or not all(0 < r < 1 for r in self.ratios):
-            raise UserError(f"expected ratios between 0 and 1, found {self.ratios}")
+        between = bool(self.ratios) and all(0 < r < 1 for r in self.ratios)
+        expect(between, "ratios between 0 and 1", self.ratios)
+        expect(self.alpha >= 0, "alpha of at least 0", self.alpha)
+        known = self.allocation in ("search", "uniform")
+        expect(known, 'allocation "search" or "uniform"', self.allocation)
 
     @property
     def needs_loss(self) -> bool:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from rankine.anatomy import Target
 from rankine.budget import Allocator, Knapsack, Uniform
-from rankine.errors import UserError
+from rankine.fitting import expect
 from rankine.method import Card, Compressor, Evidence, method
 from rankine.metric import Gram, Metric
 from rankine.statistics import Need, WeightFisher
@@ -44,10 +44,9 @@ class FWSVD(Compressor):
     allocation: str = "uniform"
 
     def __post_init__(self) -> None:
-        if self.sides not in ("inputs", "both"):
-            raise UserError(f'expected sides "inputs" or "both", found {self.sides}')
-        if self.allocation not in ("knapsack", "uniform"):
-            raise UserError(f'expected allocation "knapsack" or "uniform", found {self.allocation}')
+        expect(self.sides in ("inputs", "both"), 'sides "inputs" or "both"', self.sides)
+        known = self.allocation in ("knapsack", "uniform")
+        expect(known, 'allocation "knapsack" or "uniform"', self.allocation)
 
     def needs(self, target: Target) -> frozenset[Need]:
         """Squared gradients of each example."""

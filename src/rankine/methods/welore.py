@@ -23,8 +23,9 @@ from torch import Tensor
 from rankine.anatomy import Target
 from rankine.budget import Bid, Ceiling, Option
 from rankine.errors import UserError, suggest
+from rankine.fitting import bits_of_tied, dense_bid
 from rankine.linalg import lowrank
-from rankine.method import Bench, Card, Compressor, bits_of_tied, dense_bid, method
+from rankine.method import Bench, Card, Compressor, method
 from rankine.metric import Metric
 from rankine.structures import Dense, LowRank
 
