@@ -24,7 +24,8 @@ os.environ["NO_COLOR"] = "1"
 
 import speed_page  # noqa: E402
 from rankine.cards import entry  # noqa: E402
-from rankine.method import Card, Method, Runtime, catalogue  # noqa: E402
+from rankine.discovery import catalogue  # noqa: E402
+from rankine.method import Card, Method, Runtime  # noqa: E402
 from rankine.recipe import Recipe  # noqa: E402
 
 CATALOGUE = "src/rankine/assets/catalogue.json"

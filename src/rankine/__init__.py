@@ -30,7 +30,7 @@ _PUBLIC = {
     "load": "rankine.checkpoint",
     "save": "rankine.checkpoint",
     "fused": "rankine.structures",
-    "catalogue": "rankine.method",
+    "catalogue": "rankine.discovery",
     "Recipe": "rankine.recipe",
     "UserError": "rankine.errors",
     "BudgetError": "rankine.errors",
@@ -42,12 +42,12 @@ if TYPE_CHECKING:
     from rankine.checkpoint.formats import export as export
     from rankine.checkpoint.load import load as load
     from rankine.checkpoint.save import save as save
+    from rankine.discovery import catalogue as catalogue
     from rankine.engine.heal import heal as heal
     from rankine.errors import AcceptanceError as AcceptanceError
     from rankine.errors import BudgetError as BudgetError
     from rankine.errors import UserError as UserError
     from rankine.evaluation.evaluate import evaluate as evaluate
-    from rankine.method import catalogue as catalogue
     from rankine.pipeline import compare as compare
     from rankine.pipeline import compress as compress
     from rankine.pipeline import plan as plan

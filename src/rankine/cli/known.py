@@ -30,7 +30,7 @@ def foreign() -> dict[str, dict[str, Any]]:
     if not metadata.entry_points(group=ENTRY_POINTS):
         return {}
     from rankine.cards import entry
-    from rankine.method import catalogue as everything
+    from rankine.discovery import catalogue as everything
 
     found = {name: cls for name, cls in everything().items() if name not in catalogue()}
     return {name: entry(cls) for name, cls in found.items()}

@@ -16,6 +16,7 @@ from torch import nn
 from rankine import checkpoint, report
 from rankine.checkpoint import directory_bytes
 from rankine.checkpoint.export import export_peft
+from rankine.discovery import get
 from rankine.engine import check, record
 from rankine.engine.accept import accept, check_conditions
 from rankine.engine.healed import add_after, begin, measure_before
@@ -23,7 +24,6 @@ from rankine.engine.learn import Learned, Teacher, learn, open_teacher
 from rankine.engine.run import Progress, Run, cast, open_run, quiet
 from rankine.errors import UserError, suggest
 from rankine.limits import allowing_pickles
-from rankine.method import get
 from rankine.methods.heal import Heal
 from rankine.patch import Patch
 from rankine.recipe import Recipe

@@ -11,12 +11,13 @@ from torch import nn
 
 from rankine import report
 from rankine.checkpoint import directory_bytes
+from rankine.discovery import get
 from rankine.engine import figures, record
 from rankine.engine.learn import Learned, Teacher
 from rankine.engine.plan import tensor_bytes
 from rankine.engine.run import Run
 from rankine.evaluation.latency import decode_speed, measure_latency, peak_resident
-from rankine.method import Learning, get
+from rankine.method import Learning
 from rankine.patch import stored_bits
 from rankine.recipe import Recipe
 from rankine.structures.bank import full_shape

@@ -14,12 +14,13 @@ from torch import nn
 from rankine.anatomy import Anatomy, Target
 from rankine.budget import Budget, format_bytes
 from rankine.checkpoint import is_pretrained
+from rankine.discovery import get
 from rankine.engine.parts import stage_targets, with_parts
 from rankine.engine.stage import WorkBench
 from rankine.errors import UserError
 from rankine.evaluation.latency import faster_from, pays
 from rankine.kernels.fused import missing
-from rankine.method import Compressor, Learning, Method, get
+from rankine.method import Compressor, Learning, Method
 from rankine.modules import module_at
 from rankine.recipe import Recipe
 from rankine.recipe import Stage as StageRecipe

@@ -30,10 +30,11 @@ from rankine.checkpoint import (
 from rankine.checkpoint.form import CONFIG
 from rankine.checkpoint.load import EMBEDDED, check_directory, local_directory
 from rankine.checkpoint.streamed import Resident, Streamed, Weights
+from rankine.discovery import get
 from rankine.engine.given import FEW_LOGITS, LOGITS, task_of
 from rankine.engine.memory import fits
 from rankine.errors import AcceptanceError, BudgetError, UserError
-from rankine.method import Learning, get
+from rankine.method import Learning
 from rankine.patch import Patch
 from rankine.recipe import Recipe
 from rankine.statistics import Walk

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from rankine.acceptance import figure
+from rankine.discovery import get
 from rankine.engine.record import before
 from rankine.errors import AcceptanceError, UserError
-from rankine.method import get
 from rankine.recipe import Recipe
 
 #: Real compressions at most; each is evaluated on the held-out text.

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 import rankine
 from rankine.budget import Uniform
+from rankine.discovery import get
 from rankine.engine.at_once import solves_at_once
 from rankine.engine.run import cast, open_run
 from rankine.engine.stage import Stage, WorkSource, measure
-from rankine.method import Compressor, get
+from rankine.method import Compressor
 from rankine.patch import stored_bits
 from rankine.pipeline import Result
 from rankine.recipe import Recipe

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from rankine.discovery import get
 from rankine.errors import UserError
-from rankine.method import Compressor, get
+from rankine.method import Compressor
 from rankine.testing.rows import Row
 from rankine.testing.suite import MethodChecks
 
