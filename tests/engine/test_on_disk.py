@@ -14,6 +14,9 @@ METHODS = {
     "lord": {},
     "auto": {},
     "anchored_svd": {},
+    "basis_sharing": {},
+    "basis_sharing updated": {"update": True},
+    "afm": {},
     "auto refined": {"refine": True, "epochs": 2},
 }
 

@@ -9,6 +9,7 @@ import report_sample
 
 from rankine import report
 from rankine.errors import UserError
+from rankine.report.maps import maps
 from rankine.report.schema import SCHEMA, clean, parse
 
 MINIMAL = {"schema": "1.0", "model": {}, "rows": []}
@@ -111,3 +112,12 @@ def test_combined_runs_on_other_text_are_flagged():
     assert "another data fingerprint" in report.combine([first, second])["warnings"][-1]
     with pytest.raises(UserError, match="at least one report"):
         report.combine([])
+
+
+def test_layers_that_share_have_a_cell_each():
+    shared = {"id": "group:a+b", "role": "q", "block": 0, "blocks": [0, 1], "keep": 0.5}
+    alone = {"id": "c", "role": "o", "block": 1, "blocks": [1], "keep": 0.25}
+    (kept,) = maps([shared, alone])
+    assert kept.roles == ["q", "o"]
+    cells = [[cell and cell.target for cell in row] for _, row in kept.rows]
+    assert cells == [["group:a+b", None], ["group:a+b", "c"]]

@@ -20,6 +20,7 @@ from rankine.checkpoint.load import (
 )
 from rankine.checkpoint.save import patch_of
 from rankine.checkpoint.streamed import Streamed, places_of
+from rankine.patch import Patch
 
 
 def open_meta(spec: str, dtype: str | torch.dtype = "auto") -> tuple[Any, Any, ModelInfo]:
@@ -29,6 +30,8 @@ def open_meta(spec: str, dtype: str | torch.dtype = "auto") -> tuple[Any, Any, M
     `load` does.
     """
     from accelerate import init_empty_weights
+
+    from rankine.checkpoint.hf import tied_in
 
     where = spec
     if spec == EMBEDDED:
@@ -50,7 +53,9 @@ def open_meta(spec: str, dtype: str | torch.dtype = "auto") -> tuple[Any, Any, M
             tensor.data = tensor.data.to(stored or torch.float32)
     model.eval()
     patch = read_plan(directory) if directory is not None else patch_of(model)
-    patch.swap(model, getattr(model, "base_model_prefix", ""))
+    prefix = getattr(model, "base_model_prefix", "")
+    patch.swap(model, prefix)
+    Patch(tied=tied_in(model, patch, prefix)).tie(model)
     return model, tokenizer_of(where), ModelInfo(spec, directory, patch)
 
 

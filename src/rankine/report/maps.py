@@ -53,6 +53,12 @@ def _block(target: TargetReport) -> float:
     return float("inf") if number is None else number
 
 
+def _blocks(target: TargetReport) -> list[float]:
+    """All of a target's blocks: layers that share a basis have a cell each."""
+    known = [number for b in target.get("blocks") or () if (number := n.real(b)) is not None]
+    return known if len(known) > 1 else [_block(target)]
+
+
 def maps(targets: Sequence[TargetReport]) -> list[Map]:
     """The map of kept bits and, where it was measured, the map of error."""
     errors = [error for t in targets if (error := n.real(t.get("error"))) is not None]
@@ -75,10 +81,12 @@ def _map(
     top: float,
 ) -> Map:
     roles = list(by_role(targets))
-    blocks = sorted({_block(t) for t in targets})
+    blocks = sorted({block for t in targets for block in _blocks(t)})
     places: dict[tuple[float, str], list[TargetReport]] = {}
     for target in targets:
-        places.setdefault((_block(target), str(target.get("role") or "other")), []).append(target)
+        for block in _blocks(target):
+            place = (block, str(target.get("role") or "other"))
+            places.setdefault(place, []).append(target)
     rows = []
     for block in blocks:
         cells = [_cell(places.get((block, role), []), key, top) for role in roles]

@@ -80,16 +80,18 @@ class Row(TypedDict, total=False):
 class TargetReport(TypedDict, total=False):
     """One target: where it is, what it became, what that cost.
 
-    `shape` is (out, in); `structure` the chosen structure's JSON; `bits` all its stored bits;
-    `loss` the predicted increase of the task loss; `error` the relative error in the method's
-    metric (0: exact, 1: nothing left). `spectrum` holds at most 64 singular values in that metric,
-    the largest being 1, and `spectrum_ranks` their indices, counted from 0.
+    A target of several weights has the path, role and block of its first one, and `blocks` names
+    those of all. `shape` is (out, in) of what was fitted; `structure` the chosen structure's JSON;
+    `bits` all its stored bits; `loss` the predicted increase of the task loss; `error` the relative
+    error in the method's metric (0: exact, 1: nothing left). `spectrum` holds at most 64 singular
+    values in that metric, the largest being 1, and `spectrum_ranks` their indices, counted from 0.
     """
 
     id: str
     path: str
     role: str
     block: int | None
+    blocks: Sequence[int]
     shape: Sequence[int]
     structure: dict[str, Any]
     rank: int | None
