@@ -90,3 +90,18 @@ def test_what_fits(directory):
     assert fits(directory, None)
     assert fits(directory, "1GB")
     assert not fits(directory, "1kB")
+
+
+@pytest.mark.parametrize("method", ["svd", "afm"])
+def test_a_shared_table_from_the_disk(tmp_path, method):
+    """The embedding stands outside the blocks, and its output layer with it."""
+    tiny.llama().to(torch.bfloat16).save_pretrained(tmp_path / "model")
+    include = ["model.embed_tokens", "*.q_proj"]
+    for name, memory in (("here", "1TB"), ("there", "1kB")):
+        result(tmp_path / "model", tmp_path / name, memory, method, include=include, evaluate=False)
+    expected, found = tensors(tmp_path / "here"), tensors(tmp_path / "there")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    assert "lm_head.up.weight" not in found
+    model = load(tmp_path / "there")
+    assert model.model.embed_tokens.down.weight is model.lm_head.up.weight

@@ -93,9 +93,10 @@ class Run:
         dense, _, _ = open_model(self.info.spec, device, "auto")
         return cast(dense, torch.float32) if device.type == "cpu" else dense
 
-    @property
+    @cached_property
     def store_dtype(self) -> torch.dtype:
-        """dtype of the saved weights."""
+        """dtype of the saved weights; asked for before any of a streamed model stands in memory, in
+        the dtype of computation."""
         return next(p.dtype for p in self.model.parameters() if p.is_floating_point())
 
     @property
