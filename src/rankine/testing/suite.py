@@ -3,7 +3,6 @@ fixture, and a method of another package is held to the same contract."""
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -179,19 +178,14 @@ class MethodChecks:
         seen: list[str] = []
 
         def interrupt(name: str, done: int, total: int) -> None:
-            seen.append(name)
             if name == stage and done >= total / 2:
                 raise KeyboardInterrupt
 
         def watch(name: str, done: int, total: int) -> None:
             seen.append(name)
 
-        with suppress(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt):
             compress(row, bf16(tiny.llama()), work=work, progress=interrupt)
-            assert stage == "survey"
-        if stage not in seen:
-            pytest.skip("the method measures and solves in one walk")
-        seen.clear()
         resumed = compress(row, bf16(tiny.llama()), work=work, progress=watch)
         tied = {"lm_head.weight", *resumed.patch.tied}
         again = {n: t for n, t in resumed.model.state_dict().items() if n not in tied}
