@@ -29,6 +29,7 @@ def test_every_published_method_has_a_citation(entry):
     assert entry["title"] in found["title"]
     assert re.fullmatch(r"(19|20)\d\d", found["year"])
     assert {"url", "howpublished"} & set(found)
+    assert all(re.fullmatch(r"[^,]+, [^,]+", one) for one in found["author"].split(" and "))
 
 
 def test_of_a_preprint_of_an_article_and_of_nothing(rankine):

@@ -46,6 +46,7 @@ class AFM(Compressor):
         name="afm",
         title="Unified Low-rank Compression Framework for Click-through Rate Prediction",
         reference="arXiv:2405.18146",
+        authors="Yu, Hao and Fu, Minghao and Ding, Jiandong and Zhou, Yusheng and Wu, Jianxin",
         family="low-rank",
         summary="PCA of each layer's outputs; of embeddings, weighted by lookups",
         takes=("linear", "embedding"),

@@ -28,8 +28,9 @@ class AnchoredSVD(Compressor):
 
     card = Card(
         name="anchored_svd",
-        title="AA-SVD: anchored and adaptive SVD for LLM compression",
+        title="AA-SVD: Anchored and Adaptive SVD for Large Language Model Compression",
         reference="arXiv:2604.02119",
+        authors="Sinha, Atul Kumar and Fleuret, François",
         family="low-rank",
         summary="whitened SVD of the goal that undoes the compressed prefix's shift",
         needs=("calibration",),

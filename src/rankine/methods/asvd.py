@@ -35,8 +35,11 @@ class ASVD(Compressor):
 
     card = Card(
         name="asvd",
-        title="ASVD: Activation-aware Singular Value Decomposition for Compressing LLMs",
+        title="ASVD: Activation-aware Singular Value Decomposition for Compressing Large Language "
+        "Models",
         reference="arXiv:2312.05821",
+        authors="Yuan, Zhihang and Shang, Yuzhang and Song, Yue and Wu, Qiang and Yan, Yan and "
+        "Sun, Guangyu",
         family="low-rank",
         summary="SVD scaled by the inputs' mean size, ranks by probing each layer alone",
         needs=("calibration",),

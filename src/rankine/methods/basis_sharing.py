@@ -38,8 +38,10 @@ class BasisSharing(Compressor):
 
     card = Card(
         name="basis_sharing",
-        title="Basis Sharing: Cross-Layer Parameter Sharing for LLM Compression",
+        title="Basis Sharing: Cross-Layer Parameter Sharing for Large Language Model Compression",
         reference="arXiv:2410.03765",
+        authors="Wang, Jingcun and Chen, Yu-Guang and Lin, Ing-Chao and Li, Bing and "
+        "Zhang, Grace Li",
         family="low-rank",
         summary="whitened SVD of the weights of neighbouring blocks, which share one basis",
         needs=("calibration",),

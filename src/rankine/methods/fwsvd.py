@@ -35,6 +35,8 @@ class FWSVD(Compressor):
         name="fwsvd",
         title="Language model compression with weighted low-rank factorization",
         reference="arXiv:2207.00112",
+        authors="Hsu, Yen-Chang and Hua, Ting and Chang, Sungen and Lou, Qian and Shen, Yilin and "
+        "Jin, Hongxia",
         family="low-rank",
         summary="SVD with each input feature weighted by its Fisher information, uniform ranks",
         needs=("calibration", "gradients"),

@@ -41,7 +41,7 @@ class Heal(Learning):
 
     card = Card(
         name="heal",
-        title="Healing: distillation and fine-tuning of a compressed model",
+        title="Distilling the Knowledge in a Neural Network",
         reference="arXiv:1503.02531",
         authors="Hinton, Geoffrey and Vinyals, Oriol and Dean, Jeff",
         family="training",

@@ -29,8 +29,12 @@ class KFACSVD(TwoSided, Compressor):
 
     card = Card(
         name="kfac_svd",
-        title="KFAC-SVD with loss-aware error-matched spectra",
+        title="Advancing SVD-based LLM Compression via Layer-Wise Error Model Search",
         reference="ICML 2026, lems-svd",
+        authors="Thoma, Moritz and Groezinger, Maximilian and Forstenhäusler, Maximilian and "
+        "Aghajanzadeh, Emad and Vemparala, Manoj-Rohit and Anagnostopoulos, Christos and "
+        "Mori, Pierpaolo and Fasfous, Nael and Frickenstein, Alexander and "
+        "Mueller-Gritschneder, Daniel and Schlichtmann, Ulf",
         family="low-rank",
         summary="SVD in the input and output-gradient metric, ranks by a knapsack on the loss",
         takes=("linear", "bank"),

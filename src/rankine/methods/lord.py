@@ -36,7 +36,7 @@ class LoRD(Compressor):
 
     card = Card(
         name="lord",
-        title="Low Rank Decomposition of Monolingual Code LLMs for One-Shot Compression",
+        title="LORD: Low Rank Decomposition of Monolingual Code LLMs for One-Shot Compression",
         reference="arXiv:2309.14021",
         authors="Kaushal, Ayush and Vaidhya, Tejas and Rish, Irina",
         family="low-rank",

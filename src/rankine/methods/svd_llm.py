@@ -25,7 +25,8 @@ class SVDLLM(Compressor):
 
     card = Card(
         name="svd_llm",
-        title="SVD-LLM: Truncation-aware Singular Value Decomposition for LLM Compression",
+        title="SVD-LLM: Truncation-aware Singular Value Decomposition for Large Language Model "
+        "Compression",
         reference="arXiv:2403.07378",
         authors="Wang, Xin and Zheng, Yu and Wan, Zhongwei and Zhang, Mi",
         family="low-rank",

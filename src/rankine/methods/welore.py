@@ -53,6 +53,8 @@ class WeLore(Compressor):
         title="From GaLore to WeLore: How Low-Rank Weights Non-uniformly Emerge from Low-Rank "
         "Gradients",
         reference="arXiv:2407.11239",
+        authors="Jaiswal, Ajay and Yin, Lu and Zhang, Zhenyu and Liu, Shiwei and Zhao, Jiawei and "
+        "Tian, Yuandong and Wang, Zhangyang",
         family="low-rank",
         summary="SVD, ranks by one threshold on normalised singular values, no data",
     )
