@@ -1,10 +1,12 @@
 """The harness of all claims: arms are measured once, cached by what they depend on, compared in
 pairs on the same held-out windows, and written as rows.
 
-    python -m benchmarks.claims [SYSTEM ...] [--full] [--docs]
+    python -m benchmarks.claims [SYSTEM ...] [--full] [--data DIR] [--docs]
 
 A claim module has `TITLE` and `claims(lab) -> list[Row]`. `quick` rows are decidable in minutes;
-`full` is the specification's own size. A row with rule "assert" that fails is published as failed.
+`full` is the specification's own size. A row with rule "assert" that fails is published as failed,
+with what was found (`why`). Statements about data that does not come with Python are measured
+where `--data` (or RANKINE_DATA) names its folder; elsewhere their rows stay as they were.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ SEEDS = (0, 1, 2)
 
 @dataclass(frozen=True)
 class Row:
-    """One re-measured statement. `holds` is decided by the claim, never typed in."""
+    """One re-measured statement. `holds` is decided by the claim, never typed in. `why`: what was
+    found where it fails. `on` and `data`: model and data, where they are not the lab's own; `given`
+    where only `--data` has them."""
 
     system: str
     claim: str
@@ -54,6 +58,10 @@ class Row:
     rule: str = "assert"
     note: str = ""
     seeds: tuple[int, ...] = SEEDS
+    why: str = ""
+    on: str = ""
+    data: str = ""
+    given: bool = False
 
 
 @dataclass
@@ -63,6 +71,7 @@ class Lab:
     system: str
     full: bool = False
     model: str = "embedded"
+    data: Path | None = None
     log: Callable[[str], None] = print
 
     @property
@@ -104,10 +113,12 @@ class Lab:
         tokens: str = "",
         heal: Mapping[str, Any] | None = None,
         include: Sequence[str] = (),
+        calibration: Path | None = None,
         **knobs: Any,
     ) -> LanguageScore:
-        """One compression (of the weights that `include` names; with the knobs `heal`, training
-        after it), scored; from the cache when nothing it depends on has changed."""
+        """One compression (of the weights that `include` names; calibrated on a text file of one's
+        own; with the knobs `heal`, training after it), scored; from the cache when nothing it
+        depends on has changed."""
         key = {
             "arm": method,
             "keep": keep,
@@ -116,6 +127,7 @@ class Lab:
             "tokens": tokens or self.tokens,
             **({"heal": _shown(heal)} if heal else {}),
             **({"include": list(include)} if include else {}),
+            **({"text": digest(calibration)} if calibration else {}),
         }
 
         def run() -> LanguageScore:
@@ -129,6 +141,7 @@ class Lab:
                 eval_tokens=self.eval_tokens,
                 evaluate=False,
                 include=tuple(include),
+                **({"calibration": str(calibration)} if calibration else {}),
             )
             kept = result.report["budget"]["keep"]
             assert kept <= keep + 1e-9, f"{method} kept {kept} of {keep}"
@@ -202,26 +215,38 @@ class Lab:
         return paired_bootstrap(a, b)
 
 
+def digest(file: Path) -> str:
+    """What says in a key that a file is the same."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+
+
 def _shown(knobs: Mapping[str, Any]) -> dict[str, str]:
     return {k: repr(v) for k, v in sorted(knobs.items())}
 
 
 def write_rows(lab: Lab, rows: list[Row], command: str) -> None:
-    """Replace this system's rows of this profile in claims.json."""
+    """Replace this system's rows of this profile in claims.json; without the folder of data those
+    that need it stay."""
     known = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-    kept = [r for r in known if (r["system"], r["profile"]) != (lab.system, lab.profile)]
+    kept = [
+        r
+        for r in known
+        if (r["system"], r["profile"]) != (lab.system, lab.profile)
+        or (lab.data is None and r.get("given", False))
+    ]
+    text = f"standard library of Python {platform.python_version()}, "
+    text += f"{lab.windows.tokens:,} tokens scored"
     common = {
         "profile": lab.profile,
-        "model": lab.model,
-        "data": f"standard library of Python {platform.python_version()}, "
-        f"{lab.windows.tokens:,} tokens scored",
         "command": command,
         "hardware": hardware(),
         "date": datetime.date.today().isoformat(),
         "versions": {"rankine": rankine.__version__, **versions()},
     }
     for row in rows:
-        kept.append({**dataclasses.asdict(row), **common})
+        found = dataclasses.asdict(row)
+        where = {"model": found.pop("on") or lab.model, "data": row.data or text}
+        kept.append({**found, **where, **common})
     kept.sort(key=lambda r: (r["system"], r["profile"]))
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     RESULTS.write_text(json.dumps(kept, indent=1, allow_nan=False) + "\n")

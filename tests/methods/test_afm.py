@@ -14,7 +14,7 @@ from rankine.budget import Bid, Option
 from rankine.errors import UserError
 from rankine.method import get
 from rankine.patch import Patch
-from rankine.statistics import Lookups, Walk, survey
+from rankine.statistics import Lookups, MomentSum, Walk, survey
 from rankine.structures import Dense, LowRank
 from rankine.tasks import FunctionTask
 
@@ -72,6 +72,30 @@ def test_iv_centring_helps_and_so_does_the_data(rank):
     plain = PLAIN.error(truncated(PLAIN.w_oi, rank))
     assert centred <= uncentred * (1 + 1e-9) + 1e-12
     assert uncentred <= plain * (1 + 1e-9) + 1e-12
+
+
+class Streamed(Layer):
+    """Its inputs, measured in float32 batches."""
+
+    batches = 1
+
+    def inputs(self, weight):
+        total = MomentSum()
+        for rows in self.x_ni.float().chunk(self.batches):
+            total.add(rows)
+        return total.mean()
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e3])
+def test_v_one_batch_or_fifty_make_the_same_covariance(offset):
+    """Also where the mean is large: E[yyᵀ] − μμᵀ would cancel in float32."""
+    layer = Streamed(normal(8, 6), (correlated(300, 6) + offset).float().double())
+    y, found = wanted(layer), []
+    for layer.batches in (1, 50):
+        metric = AFM.metric(layer.target, layer)
+        found.append(metric.inputs.congruence(layer.w_oi))
+    for c_oo in (found[1], torch.cov(y.T, correction=0)):
+        assert float((found[0] - c_oo).norm()) <= 1e-6 * float(c_oo.norm())
 
 
 # -- a function between the factors -----

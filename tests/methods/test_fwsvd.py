@@ -1,4 +1,4 @@
-"""FWSVD: property tests (i) to (iv) of its description; (v) stands in tests/statistics."""
+"""FWSVD: property tests (i) to (v) of its description."""
 
 import dataclasses
 
@@ -73,6 +73,23 @@ def test_iv_the_inputs_second_moment_as_fisher_is_diagonal_whitening(rank):
     approx, _ = known(inputs_i=h_i).fitted(FWSVD, rank)
     parts = LowRank(rank).encode(LAYER.w_oi, Metric(inputs=Gram(diagonal_n=h_i)))
     assert torch.equal(approx, LowRank(rank).decode(parts))
+
+
+def test_v_a_linear_layer_under_squared_error():
+    """From the data to the factors: f_i = Σ_o E[(g_o x_i)²] with g = W x − y."""
+    x, y = correlated(40, 12, offset=0.5), normal(40, 5, seed=1)
+    model = torch.nn.Sequential(torch.nn.Linear(12, 5, bias=False)).double()
+    w_oi = model[0].weight.detach().clone()
+    g_no = x @ w_oi.T - y
+    scale_i = (g_no.square().sum(1, keepdim=True) * x.square()).mean(0).sqrt()
+    task = tiny.vectors(x, y, 7)
+    result = rankine.compress(
+        model, method="fwsvd", bits=20.0, include="*", task=task, evaluate=False
+    )
+    (structure,) = result.patch.modules.values()
+    assert structure.rank == 1
+    wanted = truncated(w_oi * scale_i, structure.rank) / scale_i
+    assert torch.allclose(model[0].weight, wanted, atol=1e-6)
 
 
 @pytest.mark.parametrize("rank", range(1, 6))
