@@ -183,6 +183,7 @@ class Stream:
         self, reads: Sequence[str], anchored: bool
     ) -> tuple[dict[str, Moment], dict[str, Moment]]:
         """(E[x' x'ᵀ], E[x x'ᵀ]) of the named tensors; the second only for anchored streams."""
+        group = self.walk.group
         own = {key: MomentSum() for key in reads}
         cross = {key: MomentSum() for key in reads}
         for n, hidden in enumerate(self.walk.hidden):
@@ -194,8 +195,8 @@ class Stream:
                 for key, x in seen.items():
                     cross[key].add(x, before[key])
         return (
-            {k: finite(m, k, "activations of the compressed model") for k, m in own.items()},
-            {k: finite(m, k, "activations") for k, m in cross.items()} if anchored else {},
+            {k: finite(m, k, "activations of the compressed model", group) for k, m in own.items()},
+            {k: finite(m, k, "activations", group) for k, m in cross.items()} if anchored else {},
         )
 
     def _inputs(

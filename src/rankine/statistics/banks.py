@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from rankine.ranks import Group
 from rankine.statistics.moments import Moment, OutputGradient, middle_positions
 from rankine.structures.bank import Routing
 
@@ -40,6 +41,12 @@ class BankSum:
             self.sum_en[e] += x.sum(0)
             self.count_e[e] += len(x)
         self.count += sum(map(len, groups))
+
+    def over(self, group: Group) -> None:
+        """Add what the other ranks summed."""
+        sums = group.sum(self.h_enn, self.sum_en, self.count_e)
+        self.h_enn, self.sum_en, self.count_e = sums
+        self.count = group.total(self.count)
 
     def mean(self) -> Moment:
         """(experts, n, n) and (experts, n); raises ValueError when nothing was added."""

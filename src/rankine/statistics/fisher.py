@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rankine.ranks import Group
+
 
 @dataclass(frozen=True)
 class WeightFisher:
@@ -75,6 +77,11 @@ class FisherSum:
                 self.outputs_o += squared_oi.sum(1)
         self.count += len(x)
         self.terms += float(terms_b.sum())
+
+    def over(self, group: Group) -> None:
+        """Add what the other ranks summed."""
+        self.inputs_i, self.outputs_o = group.sum(self.inputs_i, self.outputs_o)
+        self.count, self.terms = group.total(self.count), group.total(self.terms)
 
     def mean(self) -> Fisher:
         """Over the examples; raises ValueError when nothing was added."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rankine.metric import Gram
+from rankine.ranks import Group
 from rankine.statistics.fisher import WeightFisher
 
 
@@ -99,6 +100,11 @@ class MomentSum:
         self.sum_n += x.sum(0)
         self.count += x.shape[0]
 
+    def over(self, group: Group) -> None:
+        """Add what the other ranks summed."""
+        self.h_nn, self.sum_n = group.sum(self.h_nn, self.sum_n)
+        self.count = group.total(self.count)
+
     def mean(self) -> Moment:
         """The moment, which takes the sum's memory; raises ValueError when nothing was added."""
         if self.h_nn is None or self.sum_n is None:
@@ -134,6 +140,11 @@ class MagnitudeSum:
         self.sum_n = total_n if self.sum_n is None else self.sum_n + total_n
         self.count += x_tn.shape[0]
 
+    def over(self, group: Group) -> None:
+        """Add what the other ranks summed."""
+        (self.sum_n,) = group.sum(self.sum_n)
+        self.count = group.total(self.count)
+
     def mean(self) -> Magnitude:
         """The mean; raises ValueError when nothing was added."""
         if self.sum_n is None or self.count == 0:
@@ -165,6 +176,11 @@ class LookupSum:
         seen[: len(self.count_v)] += self.count_v
         self.count_v = seen
         self.count += ids_t1.numel()
+
+    def over(self, group: Group) -> None:
+        """Add what the other ranks counted."""
+        (self.count_v,) = group.sum(self.count_v)
+        self.count = group.total(self.count)
 
     def mean(self) -> Frequencies:
         """The shares; raises ValueError when nothing was added."""

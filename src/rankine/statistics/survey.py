@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from rankine.anatomy import Weight
 from rankine.errors import UserError
+from rankine.ranks import Group
 from rankine.statistics.banks import BankGradientSum, BankSum, routed, routed_gradients
 from rankine.statistics.boundaries import Boundaries
 from rankine.statistics.fisher import Fisher, FisherSum, WeightFisher
@@ -134,13 +135,15 @@ def survey(
     progress: Progress | None = None,
 ) -> Statistics:
     """Gather `needs` (weight path → needs). `load` and `keep` are the spool: block statistics
-    that are there already (a resumed run) are not measured again.
+    that are there already (a resumed run) are not measured again. In a group the first rank says
+    what is there, and keeps what is found.
 
     Raises UserError naming the layer whose activations or gradients are missing or not finite.
     """
-    units = _units(walk, needs)
-    for_inputs = [u for u in units if u.reads and load(f"in-{u.index}") is None]
-    for_gradients = [u for u in units if u.backwards and load(f"grad-{u.index}") is None]
+    units, group = _units(walk, needs), walk.group
+    due = group.first(lambda: [_lacking(unit, load) for unit in units])
+    for_inputs = [unit for unit, (inputs, _) in zip(units, due, strict=True) if inputs]
+    for_gradients = [unit for unit, (_, gradients) in zip(units, due, strict=True) if gradients]
     backwards = any(u.backwards for u in units)
     steps = len(units) * (2 if backwards else 1)
     report = progress or (lambda done, total: None)
@@ -150,12 +153,19 @@ def survey(
                 if for_gradients:
                     boundaries.append(walk.hidden)
                 found = _forward(walk, unit, unit if unit in for_inputs else Unit(0, unit.run))
-                if found:
+                if found and group.leads:
                     keep(f"in-{unit.index}", found)
                 report(n + 1, steps)
             if for_gradients:
                 _reverse(walk, units, for_gradients, boundaries, keep, report)
+        group.barrier()  # the first rank has kept the last of it
     return Statistics(load)
+
+
+def _lacking(unit: Unit, load: Store) -> tuple[bool, bool]:
+    """Are its inputs still to be measured? Its gradients?"""
+    inputs = bool(unit.reads) and load(f"in-{unit.index}") is None
+    return inputs, unit.backwards and load(f"grad-{unit.index}") is None
 
 
 def _units(walk: Walk, needs: Mapping[str, frozenset[Need]]) -> list[Unit]:
@@ -254,7 +264,7 @@ def _forward(walk: Walk, unit: Unit, wanted: Unit) -> dict[str, Tensor]:
     return {
         f"{key}/{name}": tensor
         for key, total in sums.items()
-        for name, tensor in finite(total, paths[key], "activations").tensors().items()
+        for name, tensor in finite(total, paths[key], "activations", walk.group).tensors().items()
     }
 
 
@@ -289,11 +299,14 @@ class Running(Protocol[S]):
 
     count: int
 
+    def over(self, group: Group) -> None: ...
+
     def mean(self) -> S: ...
 
 
-def finite(total: Running[S], path: str, what: str) -> S:
-    """The mean; raises UserError where nothing was measured, or not numbers."""
+def finite(total: Running[S], path: str, what: str, group: Group) -> S:
+    """The mean over all ranks; raises UserError where nothing was measured, or not numbers."""
+    total.over(group)
     if total.count == 0:
         raise UserError(
             f"expected calibration data to reach {path}, found none: "
@@ -336,7 +349,7 @@ def _reverse(
                 for index, hidden in enumerate(hidden_of):
                     grads[index] = sums.add(index, hidden, units[n].run, grads[index])
             if units[n] in wanted:
-                keep(f"grad-{units[n].index}", sums.found())
+                _keep_gradients(sums, keep)
         done += 1
         report(done, 2 * len(units))
 
@@ -356,8 +369,14 @@ def _from_loss(
 
     grads = [sums.add(index, hidden, run, None) for index, hidden in enumerate(walk.hidden)]
     if measured:
-        keep(f"grad-{unit.index}", sums.found())
+        _keep_gradients(sums, keep)
     return grads, terms
+
+
+def _keep_gradients(sums: _Gradients, keep: Keep) -> None:
+    found = sums.found()
+    if sums.walk.group.leads:
+        keep(f"grad-{sums.unit.index}", found)
 
 
 class _Gradients:
@@ -452,13 +471,15 @@ class _Gradients:
     def found(self) -> dict[str, Tensor]:
         """Moments are means over positions, times positions per term; Fisher sums are means over
         examples."""
-        terms = sum(float(terms_n.sum()) for terms_n in self.terms)
+        group = self.walk.group
+        terms = group.total(sum(float(terms_n.sum()) for terms_n in self.terms))
         found: dict[str, Tensor] = {}
         for key, total in self.sums.items():
-            tensors = finite(total, self.unit.writes[key][0], "gradients").tensors()
-            tensors["h"] = tensors["h"] * (self.positions[key] / max(terms, 1.0))
+            tensors = finite(total, self.unit.writes[key][0], "gradients", group).tensors()
+            positions = group.total(self.positions[key])
+            tensors["h"] = tensors["h"] * (positions / max(terms, 1.0))
             found.update({f"{key}/{name}": tensor for name, tensor in tensors.items()})
         for key, path in self.unit.weights.items():
-            tensors = finite(self.fishers[path], path, "gradients").tensors()
+            tensors = finite(self.fishers[path], path, "gradients", group).tensors()
             found.update({f"{key}/{name}": tensor for name, tensor in tensors.items()})
         return found

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from rankine.anatomy import Anatomy, Block, Weight
 from rankine.checkpoint.streamed import Resident, Weights
+from rankine.ranks import Group
 from rankine.tasks.task import Task
 
 
@@ -127,7 +128,8 @@ class _RecordedError(Exception):
 
 
 class Walk:
-    """The calibration batches at the boundary before some block of one model."""
+    """The calibration batches at the boundary before some block of one model. In a group each rank
+    walks with its own part of the batches, and what is measured is summed over the ranks."""
 
     def __init__(
         self,
@@ -136,10 +138,12 @@ class Walk:
         task: Task,
         batches: Sequence[Any],
         weights: Weights | None = None,
+        group: Group | None = None,
     ):
         self.model, self.anatomy, self.task = model, anatomy, task
         self.weights = weights or Resident()
-        self.batches = list(batches)
+        self.group = group or Group()
+        self.batches = self.group.share(batches)
         self.calls: list[list[Call]] = []
         self.hidden: list[Tensor] = []
         for batch in self.batches:
