@@ -238,7 +238,6 @@ def write_rows(lab: Lab, rows: list[Row], command: str) -> None:
     text += f"{lab.windows.tokens:,} tokens scored"
     common = {
         "profile": lab.profile,
-        "command": command,
         "hardware": hardware(),
         "date": datetime.date.today().isoformat(),
         "versions": {"rankine": rankine.__version__, **versions()},
@@ -246,7 +245,8 @@ def write_rows(lab: Lab, rows: list[Row], command: str) -> None:
     for row in rows:
         found = dataclasses.asdict(row)
         where = {"model": found.pop("on") or lab.model, "data": row.data or text}
-        kept.append({**found, **where, **common})
+        how = {"command": f"RANKINE_DATA=DIR {command}" if row.given else command}
+        kept.append({**found, **where, **how, **common})
     kept.sort(key=lambda r: (r["system"], r["profile"]))
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     RESULTS.write_text(json.dumps(kept, indent=1, allow_nan=False) + "\n")

@@ -64,7 +64,8 @@ def _all_claims(rows: list[Found], systems: list[str]) -> Iterator[str]:
         "",
         "Generated from `benchmarks/results/claims.json` by `make claims`; the fullest measurement",
         "of each claim is shown. *assert* rows gate, *report* rows inform. A claim that fails is",
-        "published as failed.",
+        "published as failed, with what was found. Most are measured on what comes with Python;",
+        "`RANKINE_DATA` names the folder of data sets that the others need (SST-2, Wikipedia).",
         "",
     )
     for system in systems:
