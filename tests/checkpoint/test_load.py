@@ -9,7 +9,8 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from rankine.checkpoint import load, open_model, save
+from command_line import write_tiny
+from rankine.checkpoint import load, open_given, open_meta, open_model, save
 from rankine.errors import UserError
 from rankine.patch import Patch
 
@@ -18,6 +19,12 @@ from rankine.patch import Patch
 def directory(tmp_path):
     """A dense checkpoint to spoil."""
     return save(families.llama(), tmp_path / "model", Patch(), max_shard_size="30KB")
+
+
+@pytest.fixture(scope="module")
+def tiny_directory(tmp_path_factory):
+    """A model with its tokenizer."""
+    return write_tiny(tmp_path_factory.mktemp("home") / "tiny")
 
 
 def shard(directory):
@@ -135,6 +142,32 @@ def test_open_model_brings_the_tokenizer_and_the_patch(saved, tmp_path):
     assert found("t3")["input_ids"] == [3]
     assert (info.name, info.directory) == ("out", out)
     assert info.patch.to_json() == one.patch.to_json()
+
+
+def test_a_home_directory_is_written_out(tiny_directory, monkeypatch):
+    """Recipes and Python have no shell that would."""
+    monkeypatch.setenv("HOME", str(tiny_directory.parent))
+    for opened in (open_model, open_meta):
+        _, tokenizer, info = opened("~/tiny")
+        assert tokenizer is not None
+        assert info.directory == tiny_directory
+
+
+def test_a_home_directory_of_a_plain_module(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    net = torch.nn.Linear(4, 4)
+    save(net, tmp_path / "net")
+    opened, _, info = open_given("~/net", into=lambda: torch.nn.Linear(4, 4))
+    assert torch.equal(opened.weight, net.weight)
+    assert info.directory == tmp_path / "net"
+
+
+def test_a_tensor_that_a_plain_checkpoint_lacks(tmp_path):
+    """The module's own, drawn at random, may not stay where the file has none."""
+    save(torch.nn.Sequential(torch.nn.Linear(4, 4)), tmp_path / "net")
+    deeper = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
+    with pytest.raises(UserError, match=r"expected the tensor 1\.weight"):
+        load(tmp_path / "net", into=deeper)
 
 
 def test_a_model_without_a_tokenizer(saved):

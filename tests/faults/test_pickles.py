@@ -85,6 +85,15 @@ def test_safetensors_beside_pickles_are_what_is_read(pickled, tiny):
     assert library.load(pickled).num_parameters() == library.load(tiny).num_parameters()
 
 
+def test_an_index_of_pickles_that_were_left_behind_is_no_reason(pickled, tiny):
+    """As the hub has it for many models, and a download without *.bin leaves it."""
+    in_shards(pickled)
+    for file in pickled.glob("*.bin"):
+        file.unlink()
+    shutil.copy(tiny / "model.safetensors", pickled)
+    assert library.load(pickled).num_parameters() == library.load(tiny).num_parameters()
+
+
 class Runs:
     """Unpickled, it makes a directory."""
 

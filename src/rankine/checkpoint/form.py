@@ -26,6 +26,7 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MODELING = "modeling_rankine.py"
 CARD = "README.md"
+TOKENIZER_CONFIG = "tokenizer_config.json"
 #: Of the weight files, in the form that `sha256sum -c` reads.
 SUMS = "SHA256SUMS"
 

@@ -41,7 +41,8 @@ def open_given(
             )
         place = copy.deepcopy(into) if isinstance(into, nn.Module) else built(into, "into")
         loaded = load(model, into=place).to(device).eval()
-        return loaded, None, ModelInfo(model, Path(model), read_plan(Path(model)))
+        directory = Path(model).expanduser()
+        return loaded, None, ModelInfo(model, directory, read_plan(directory))
     if is_own(model):
         made = built(model, "a model").to(device).eval()
         return made, None, ModelInfo(model, None, patch_of(made))
@@ -50,7 +51,7 @@ def open_given(
 
 def is_plain(model: Any) -> bool:
     """The directory of a plain module, which needs something to go into?"""
-    return isinstance(model, str | Path) and (Path(model) / PATCH).is_file()
+    return isinstance(model, str | Path) and (Path(model).expanduser() / PATCH).is_file()
 
 
 def is_own(model: str) -> bool:

@@ -18,6 +18,7 @@ from rankine.checkpoint.fits import check_counts, check_fits, check_lengths, unb
 from rankine.checkpoint.form import (
     CONFIG,
     PATCH,
+    TOKENIZER_CONFIG,
     check_links,
     check_sums,
     check_version,
@@ -36,7 +37,7 @@ EMBEDDED = "embedded"
 #: transformers copies a config many times over; one of 10,000 modules has a megabyte.
 CONFIG_BYTES = 1 << 24
 #: Where one of these is, there is a tokenizer.
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
+TOKENIZER = ("tokenizer.json", TOKENIZER_CONFIG)
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,10 @@ def load(
     hub id only, and not with HF_HUB_OFFLINE.
     """
     with allowing_pickles(allow_pickle):
-        model = _load_pretrained(where, kwargs) if into is None else _load_into(Path(where), into)
+        if into is None:
+            model = _load_pretrained(where, kwargs)
+        else:
+            model = _load_into(Path(where).expanduser(), into)
     if fused:
         structures.fused(model)
         if (why := missing()) is not None:
@@ -228,11 +232,14 @@ def tokenizer_of(where: str) -> Any:
     click-through, a test's). Raises UserError for one that is there and cannot be read."""
     import transformers
 
-    here = any((Path(where) / name).is_file() for name in TOKENIZER)
-    if Path(where).is_dir() and not here:
+    place = Path(where).expanduser()
+    here = any((place / name).is_file() for name in TOKENIZER)
+    if place.is_dir() and not here:
         return None  # transformers would make an empty one up for some families
     try:
-        return transformers.AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+        return transformers.AutoTokenizer.from_pretrained(
+            str(place) if here else where, trust_remote_code=False
+        )
     except Exception as error:  # of a dozen types, by which file is missing or damaged
         if not here:
             return None
@@ -297,9 +304,13 @@ def _load_into(directory: Path, module: nn.Module) -> nn.Module:
     patch.tie(module)
     for path in patch.modules:
         check_module(module.get_submodule(path))
-    empty = [n for n, t in module.state_dict(keep_vars=True).items() if t.is_meta]
-    if empty:
-        raise UserError(f"expected the tensor {empty[0]} in {directory}, found none")
+    filled = module.state_dict(keep_vars=True)
+    known = {id(filled[name]) for name in tensors}  # what is tied is stored once
+    if (empty := next((n for n, t in filled.items() if id(t) not in known), None)) is not None:
+        raise UserError(
+            f"expected the tensor {empty} in {directory}, found none: copy the directory again, or "
+            "build the module as it was before compression"
+        )
     from rankine.checkpoint.save import remember
 
     remember(module, patch)

@@ -32,8 +32,7 @@ _twins: dict[Path, tempfile.TemporaryDirectory[str]] = {}
 def without_pickles(directory: Path) -> Path:
     """The directory itself, or where its weights are pickles its twin with safetensors, made at
     the first call. Raises UserError for pickles that are not allowed, or hold more than tensors."""
-    files = _pickles(directory)
-    if not files or any(directory.glob("model*.safetensors")):
+    if any(directory.glob("model*.safetensors")) or not (files := _pickles(directory)):
         return directory
     if not pickles_allowed():
         raise UserError(
