@@ -231,7 +231,7 @@ class Patch:
             dict(tensors or {}),
             tied,
             config,
-            frozenset(adapter),
+            frozenset(listed),
         )
 
     def without_tensors(self) -> Patch:

@@ -270,6 +270,28 @@ def test_code_in_a_directory_never_runs(directory, rankine, tmp_path, monkeypatc
     assert not (tmp_path / "ran").exists()
 
 
+def test_code_that_a_directory_names_is_not_handed_on(directory, small, rankine, tmp_path):
+    """The output's card tells who cannot import rankine to trust it."""
+    change(directory / "config.json", auto_map=CODE)
+    change(directory / "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.Model", None]})
+    out = tmp_path / "out"
+    again = ["--method", "rtn", "--evaluate", "no", *small, "-o", out]
+    assert rankine("compress", directory, *again).code == 0
+    said = [file.name for file in out.iterdir() if b"evil" in file.read_bytes()]
+    assert said == []
+
+
+def test_tables_that_are_not_saved_are_measured_too(tmp_path):
+    """GPT-J computes its positions: as many as its config says."""
+    fields = {**SMALL, "n_embd": 32, "n_layer": 1, "n_head": 2, "rotary_dim": 8, "n_positions": 32}
+    config = transformers.GPTJConfig(**fields)
+    transformers.GPTJForCausalLM(config).save_pretrained(tmp_path / "model")
+    assert library.load(tmp_path / "model") is not None
+    change(tmp_path / "model" / "config.json", n_positions=10**13)
+    with pytest.raises(library.UserError, match="one that asks for"):
+        library.load(tmp_path / "model")
+
+
 def test_an_architecture_is_a_model_of_transformers(directory, rankine):
     for name in ("pipeline", "PreTrainedTokenizerFast", 5):
         change(directory / "config.json", architectures=[name])

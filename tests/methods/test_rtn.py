@@ -80,6 +80,16 @@ def test_widths_that_fill_no_whole_bytes_are_grouped_along_the_outputs():
         assert len(bid.options) == 2
 
 
+def test_a_group_longer_than_its_axis_is_one_of_that_length():
+    """Whatever a checkpoint says of it, nothing is filled up to its size."""
+    w = normal(4, 16)
+    long, fitting = Quantized(4, 2**31 - 1), Quantized(4, 16)
+    parts = long.encode(w, Metric())
+    assert parts.keys() == fitting.encode(w, Metric()).keys()
+    assert torch.equal(long.decode(parts), fitting.decode(fitting.encode(w, Metric())))
+    assert long.bits(w.shape, w.dtype) == fitting.bits(w.shape, w.dtype)
+
+
 def test_a_weight_that_fits_neither_way_stays_dense():
     layer = Layer(normal(5, 9), normal(4, 9))
     method = get("rtn", {"code_bits": 4})

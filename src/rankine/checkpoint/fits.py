@@ -109,7 +109,8 @@ def _compare(model: nn.Module, stored: Mapping[str, Header], directory: Path) ->
                 f"{tuple(slot.shape)} for {name}, found {found.dtype} {found.shape}: "
                 "copy both from the same place again"
             )
-    asked = sum(t.numel() for t in {id(t): t for t in slots.values()}.values())
+    held = {id(t): t for t in (*slots.values(), *model.buffers())}  # tables that are not saved too
+    asked = sum(tensor.numel() for tensor in held.values())
     there = sum(header.numbers for header in stored.values())
     if asked > NUMBERS[0] * there + NUMBERS[1]:
         raise UserError(

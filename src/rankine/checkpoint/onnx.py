@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from rankine.checkpoint.beside import new_file
 from rankine.checkpoint.load import load
 from rankine.errors import UserError
+from rankine.tasks.task import evaluating
 
 #: Bytes of weights above which they go to a file beside (a protobuf ends at 2 GB).
 EXTERNAL = 1 << 30
@@ -57,9 +58,8 @@ def export_onnx(
         )
     with new_file(Path(path), force) as beside:
         module: nn.Module = load(model) if isinstance(model, str | Path) else model
-        was_training = module.training
-        program = _without_shifts(_program(module.eval(), example))
-        module.train(was_training)
+        with evaluating(module):
+            program = _without_shifts(_program(module, example))
         size = sum(t.numel() * t.element_size() for t in program.state_dict.values())
         torch.onnx.export(program, (), beside, verbose=False, external_data=size > EXTERNAL)
     return Path(path)

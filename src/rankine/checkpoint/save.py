@@ -22,6 +22,7 @@ from rankine.checkpoint.form import (
     MODELING,
     PATCH,
     QUANT_METHOD,
+    TOKENIZER_CONFIG,
     WEIGHTS,
     read_json,
     write_sums,
@@ -81,7 +82,7 @@ def write(
     if is_pretrained(model):
         _save_pretrained(model, beside, patch, max_shard_size, weights)
         if tokenizer is not None:
-            tokenizer.save_pretrained(beside)
+            _save_tokenizer(tokenizer, beside)
     else:
         _save_plain(model, beside, patch)
     write_card(model, beside, source, cost, bool(patch))
@@ -133,9 +134,22 @@ def _save_pretrained(
         # Only in the file: a plain save_pretrained of the model in memory copies no code along.
         config = read_json(beside / CONFIG)
         names = compat.auto_classes(model.config)
+        # In place of the input's own entries: they name code that neither ran nor lies here, which
+        # whoever trusts this directory, as its card may ask, would fetch and run.
         ours = {auto: f"{Path(MODELING).stem}.{n}" for auto, n in names.items()}
-        config["auto_map"] = {**config.get("auto_map", {}), **ours}
+        config["auto_map"] = ours or config.get("auto_map") or {}
         (beside / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def _save_tokenizer(tokenizer: Any, beside: Path) -> None:
+    tokenizer.save_pretrained(beside)
+    file = beside / TOKENIZER_CONFIG
+    if not file.is_file() or not type(tokenizer).__module__.startswith("transformers."):
+        return
+    config = json.loads(file.read_text(encoding="utf-8"))
+    if config.pop("auto_map", None) is not None:  # a stranger's code, as in the model's config
+        text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False)
+        file.write_text(text + "\n", encoding="utf-8")
 
 
 def untie_output(model: Any, patch: Patch) -> Patch:

@@ -62,7 +62,8 @@ class Quantized(Structure):
     def __post_init__(self) -> None:
         if isinstance(self.code_bits, bool) or self.code_bits not in WIDTHS:
             raise UserError(f"expected code_bits among {WIDTHS}, found {self.code_bits!r}")
-        if not isinstance(self.group, int) or self.group < 1 or self.axis not in (-1, -2):
+        whole = isinstance(self.group, int) and isinstance(self.axis, int)
+        if not whole or self.group < 1 or self.axis not in (-1, -2):
             raise UserError(f"expected group >= 1 and axis -1 or -2, found {self}")
 
     def encode(self, w: Tensor, metric: Metric, start: Parts | None = None) -> Parts:
@@ -123,6 +124,7 @@ class Quantized(Structure):
 def _grouped(x: Tensor, group: int) -> Tensor:
     """(..., n) → (..., ceil(n/group), group); a short last group repeats its last entry."""
     n = x.shape[-1]
+    group = min(group, n)  # a checkpoint may state any: no room is taken for what is not there
     short = -n % group
     if short:
         x = torch.cat([x, x[..., -1:].expand(*x.shape[:-1], short)], -1)
