@@ -162,6 +162,15 @@ def test_onnx_runtime_agrees_at_other_shapes(tmp_path):
     assert abs(found - want).max() < 1e-4
 
 
+def test_onnx_leaves_each_module_in_its_mode(tmp_path):
+    pytest.importorskip("onnxscript")
+    net = nn.Sequential(nn.Linear(2, 2), nn.Dropout()).train()
+    net[0].eval()
+    with pytest.raises(UserError, match="example"):
+        export_onnx(net, tmp_path / "net.onnx")
+    assert (net.training, net[0].training, net[1].training) == (True, False, True)
+
+
 def test_onnx_of_a_plain_module(tmp_path):
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

@@ -106,6 +106,12 @@ def test_report_of_several_runs(rankine, compressed, tmp_path):
     assert rankine("report", output, output).code == 2
 
 
+def test_report_of_a_file(rankine, compressed, tmp_path):
+    (tmp_path / "report.json").write_bytes((compressed[1] / "report.json").read_bytes())
+    assert rankine("report", tmp_path / "report.json").code == 0
+    assert (tmp_path / "report.html").is_file()
+
+
 def test_eval_against(rankine, compressed, tiny, text):
     options = ("--evaluation", text, "--eval-tokens", "500", "--threads", "1")
     ran = rankine("eval", compressed[1], "--against", tiny, *options, "--json")
@@ -130,6 +136,27 @@ def test_generate(rankine, compressed):
     assert ran.out.rstrip("\n") == data["prompt"] + data["text"]
     drawn = [rankine(*arguments, "--temperature", "2", "--seed", s).out for s in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_generate_ends_with_the_context(rankine, tmp_path):
+    """GPT-2 has no positions beyond it."""
+    import transformers
+
+    from command_line import byte_tokenizer
+
+    fields = {"vocab_size": 257, "n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 24}
+    config = transformers.GPT2Config(**fields, bos_token_id=None, eos_token_id=None)
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    ran = rankine("generate", tmp_path, "-p", "x" * 20, "--json")
+    assert ran.code == 0, ran.err
+    assert json.loads(ran.out)["tokens"] <= 4
+    assert "at least one token" in rankine("generate", tmp_path, "-p", "").sentence
+    assert "shorten it" in rankine("generate", tmp_path, "-p", "x" * 24).sentence
+    (tmp_path / "text.txt").write_text("some text " * 20)
+    measured = ("--evaluation", tmp_path / "text.txt", "--eval-tokens", "100", "--json")
+    row = json.loads(rankine("eval", tmp_path, *measured).out)["rows"][0]
+    assert row["tokens_per_second"] > 0
 
 
 def test_methods(rankine):

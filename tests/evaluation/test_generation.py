@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
+from rankine.errors import UserError
 from rankine.evaluation.generation import (
     Sample,
     degenerate,
@@ -30,6 +31,15 @@ def test_greedy_equals_generate(model, tokenizer):
     found = draw(model, tokenizer, "def f(", new_tokens=20)
     assert list(found.tokens) == expected[expected != 256].tolist()
     assert sample(model, tokenizer, "def f(", new_tokens=20) == found.text
+
+
+def test_a_sample_ends_with_the_context(model, tokenizer):
+    """64 positions: generation of any length is asked for, and none is made up behind them."""
+    drawn = draw(model, tokenizer, "x" * 60, temperature=5.0, new_tokens=200)
+    assert len(drawn.tokens) <= 4
+    for prompt, said in (("", "at least one token"), ("x" * 64, "fewer tokens than the 64")):
+        with pytest.raises(UserError, match=said):
+            draw(model, tokenizer, prompt)
 
 
 def test_drawing_is_seeded(model, tokenizer):

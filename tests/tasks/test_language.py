@@ -54,6 +54,13 @@ def test_the_same_list_for_both_is_split(tokenizer, lines):
     assert not rows(task.windows("calibration")) & rows(task.windows("evaluation"))
 
 
+def test_what_is_evaluated_on_is_not_trained_on(tokenizer, lines):
+    other = lines[:200]
+    with pytest.raises(UserError, match="other text to train on"):
+        LanguageModelling(tokenizer, lines, other, other, sequences=8, length=32)
+    LanguageModelling(tokenizer, lines, "embedded", "embedded")  # has splits of its own
+
+
 def test_a_sample_of_a_stream_reads_only_its_start(tokenizer, lines):
     read = []
 

@@ -113,7 +113,8 @@ def report(
     found = [read(directory) for directory in directories]
     if len(found) > 1 and output is None:
         raise UserError("expected an output for the page of several runs, found none: add -o DIR")
-    place = output or directories[0]
+    first = directories[0]
+    place = output or (first if first.is_dir() else first.parent)  # a report.json by itself
     place.mkdir(parents=True, exist_ok=True)
     write(combine(found) if len(found) > 1 else found[0], place)
     page = str(place / "report.html")

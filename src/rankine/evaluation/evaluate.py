@@ -63,18 +63,18 @@ def evaluate(
     scores = [_score(entry, text, metrics is not None) for entry in opened]
     speaking = {e.name: e.module for e, score in zip(opened, scores, strict=True) if score}
     latencies = measure_latency(speaking, fused=fused) if speaking else {}
+    known = [score for score in scores if score is not None]
     rows = []
     for entry, score in zip(opened, scores, strict=True):
         row: dict[str, Any] = {"name": entry.name, "kind": entry.kind, "bytes": entry.bytes}
         if score is not None:
             latency = latencies[entry.name]
             row["tokens_per_second"] = latency.tokens_per_second
-            row["ratio_to_dense"] = latency.speedup if len(opened) > 1 else None
+            row["ratio_to_dense"] = latency.speedup if len(known) > 1 else None
             row |= score.summary()
         if metrics is not None:
             row["metrics"] = own_figures(metrics, entry.module)
         rows.append(row)
-    known = [score for score in scores if score is not None]
     found = {"rows": rows, "difference": _difference(known)}
     check_measured(conditions, rows[-1])
     if failed := unmet(conditions, rows):

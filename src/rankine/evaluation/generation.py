@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rankine.errors import UserError
+from rankine.tasks.language import context_length
 from rankine.tasks.score import logits_of
 from rankine.tasks.task import device_of
 
@@ -57,12 +59,14 @@ def draw(
     seed: int = 0,
 ) -> Sample:
     """Continue `prompt` with a cache: greedy at temperature 0, else drawn by `seed`. Stops at the
-    tokenizer's end-of-text token."""
+    tokenizer's end-of-text token, and where the model's context ends. Raises UserError for a prompt
+    without tokens, and for one that leaves no room in the context."""
     generator = torch.Generator().manual_seed(seed)
     ids = tokenizer(prompt, return_tensors="pt")["input_ids"].to(device_of(model))
+    room = new_tokens_in(model, ids.shape[1])
     inputs: dict[str, Any] = {"input_ids": ids}
     tokens: list[int] = []
-    for _ in range(new_tokens):
+    for _ in range(min(new_tokens, room)):
         out = model(**inputs, use_cache=True)
         logits_v = logits_of(out)[0, -1].float().cpu()
         if not torch.isfinite(logits_v).all():
@@ -74,6 +78,20 @@ def draw(
         step = torch.tensor([[token]], device=ids.device)
         inputs = {"input_ids": step, "past_key_values": out.past_key_values}
     return Sample(prompt, tokenizer.decode(tokens), tuple(tokens))
+
+
+def new_tokens_in(model: nn.Module, prompt: int) -> int:
+    """How many tokens fit into the model's context behind a prompt of that many. Raises UserError
+    where there is no prompt, or no room."""
+    if prompt == 0:
+        raise UserError("expected a prompt of at least one token, found none")
+    context = context_length(getattr(model, "config", None)) or 1 << 40
+    if prompt >= context:
+        raise UserError(
+            f"expected a prompt of fewer tokens than the {context:,} of the model's context, found "
+            f"{prompt:,}: shorten it"
+        )
+    return context - prompt
 
 
 def sample(model: nn.Module, tokenizer: Any, prompt: str, **knobs: Any) -> str:

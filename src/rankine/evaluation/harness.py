@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,9 +18,11 @@ from typing import Any
 from torch import nn
 
 from rankine.errors import UserError
+from rankine.limits import YAML_BYTES, parse_yaml, read_text
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 FIELDS = ("question", "choices", "answer")
+NAME = re.compile(r"\w[\w.-]*")
 
 
 def evaluate_tasks(
@@ -36,7 +39,8 @@ def evaluate_tasks(
 
     `tasks`: lm-eval YAML files, directories of them, or multiple-choice files (.jsonl) with the
     fields question, choices (a list) and answer (the index of the right one). `limit`: examples
-    per task. Raises UserError for files that are none of these, and without lm-eval.
+    per task. lm-eval runs the templates in a YAML task as code: read a stranger's before. Raises
+    UserError for files that are none of these, and without lm-eval.
     """
     _require_lm_eval()
     files = [tasks] if isinstance(tasks, (str, Path)) else list(tasks)
@@ -171,18 +175,19 @@ def _check_row(line: str, where: str) -> None:
 
 def _yaml(path: Path, work: Path) -> str:
     """A task of the user's, its data files made absolute: lm-eval takes them from where it runs."""
-    import yaml
-
-    try:
-        task = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"expected a plain lm-eval task in {path}, found: {reason} (tags such as !function "
-            "run code, and are not read)"
-        ) from None
+    task = parse_yaml(read_text(path, YAML_BYTES), path)  # no tags: !function would run code
     if not isinstance(task, dict) or not isinstance(task.get("task"), str):
         raise UserError(f'expected an lm-eval task with a "task" name in {path}, found none')
+    if not NAME.fullmatch(task["task"]):  # it names the file that lm-eval reads
+        raise UserError(
+            f"expected a task's name of letters, digits, _, - and ., found {task['task']!r:.60} in "
+            f"{path}"
+        )
+    if "include" in task:
+        raise UserError(
+            f"expected a whole task in {path}, found one that includes {task['include']!r:.60}: "
+            "write its fields out"
+        )
     if files := (task.get("dataset_kwargs") or {}).get("data_files"):
         task["dataset_kwargs"]["data_files"] = _absolute(files, path.parent)
     return _write(work, task)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from rankine import structures
 from rankine.evaluation.linears import faster_from, parameter_bytes, pays
+from rankine.tasks.language import context_length
 from rankine.tasks.score import logits_of
 from rankine.tasks.task import device_of
 
@@ -55,9 +56,13 @@ def measure_latency(
     """Latency of causal language models, interleaved: every repeat runs each model once, so that a
     busy machine is busy for all of them. The first model is the one to compare with.
 
-    `prompt`: (1, t) ids, or a number of tokens. `fused`: time them all inside `rankine.fused`.
+    `prompt`: (1, t) ids, or a number of tokens (fewer, as are `new_tokens`, where the context of a
+    model is short). `fused`: time them all inside `rankine.fused`.
     """
-    ids_1t = _prompt(models, prompt)
+    lengths = (context_length(getattr(model, "config", None)) for model in models.values())
+    context = min((length for length in lengths if length is not None), default=1 << 40)
+    new_tokens = min(new_tokens, context // 2)
+    ids_1t = _prompt(models, prompt, context - new_tokens)
     runs: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
     with ExitStack() as swapped:
         if fused:
@@ -89,12 +94,13 @@ def decode_speed(
     return found[""].tokens_per_second
 
 
-def _prompt(models: Mapping[str, nn.Module], prompt: Tensor | int) -> Tensor:
+def _prompt(models: Mapping[str, nn.Module], prompt: Tensor | int, most: int) -> Tensor:
     if isinstance(prompt, Tensor):
         return prompt
     config: Any = next(iter(models.values())).config
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(config.get_text_config().vocab_size, (1, prompt), generator=generator)
+    shape = (1, min(prompt, most))
+    return torch.randint(config.get_text_config().vocab_size, shape, generator=generator)
 
 
 @torch.inference_mode()

@@ -74,6 +74,11 @@ class LanguageModelling:
             "evaluation": None if shared else evaluation,
             "train": None if _same(calibration, train) else train,
         }
+        own = self._sources["train"]
+        if own is not None and _same(own, evaluation) and not _has_splits(own):
+            raise UserError(
+                f"expected other text to train on than to evaluate on, found {train!s:.80} for both"
+            )
         if sequences < 1 or self.length < 2:
             raise UserError(
                 f"expected at least one sequence of two tokens, found {sequences}x{self.length}"
@@ -81,7 +86,7 @@ class LanguageModelling:
 
     # -- data -----------------------------------------------------------------------------------
     def windows(self, split: str) -> Windows:
-        """The windows of "calibration" or "evaluation"; raises UserError on too little text."""
+        """The windows of a split; raises UserError on too little text."""
         check_split(split)
         if split == "train":
             return _stack(list(self._train_windows()))

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rankine.tasks.task import device_of, to_device
+from rankine.tasks.task import device_of, evaluating, to_device
 from rankine.tasks.windows import Windows
 
 #: Logits turned to float32 at once (64 MB): a large vocabulary is never copied whole.
@@ -113,30 +113,30 @@ def token_nats(logits_btv: Tensor, ids_bt: Tensor) -> Tensor:
 @torch.no_grad()
 def score_windows(model: nn.Module, windows: Windows, tokens_at_once: int = 8192) -> LanguageScore:
     """Score every window; `tokens_at_once` bounds a batch and changes no figure beyond rounding."""
-    was_training = model.training
-    model.eval()
     size = max(1, tokens_at_once // windows.ids_nt.shape[1])
-    parts = []
-    for rows in torch.arange(len(windows)).split(size):
-        part = windows[rows]
-        batch = part.batch()
-        ids_bt = batch["input_ids"]
-        logits_btv = logits_of(run_model(model, batch))
-        scored_bt = part.scored()[:, 1 : ids_bt.shape[1]]
-        nats_bt = token_nats(logits_btv, ids_bt).cpu().double()
-        hits_bt = logits_btv[:, :-1].argmax(-1).cpu() == ids_bt[:, 1:]
-        parts.append(
-            torch.stack(
-                [
-                    nats_bt.where(scored_bt, 0.0).sum(1),
-                    scored_bt.sum(1).double(),
-                    (hits_bt & scored_bt).sum(1).double(),
-                    (part.bytes_nt[:, 1 : ids_bt.shape[1]] * scored_bt).sum(1).double(),
-                ]
-            )
-        )
-    model.train(was_training)
+    with evaluating(model):
+        parts = [
+            _score_batch(model, windows[rows]) for rows in torch.arange(len(windows)).split(size)
+        ]
     nats, counts, hits, size_n = torch.cat(parts, 1).numpy()
     return LanguageScore(
         nats, counts.astype(np.int64), hits.astype(np.int64), size_n.astype(np.int64)
+    )
+
+
+def _score_batch(model: nn.Module, part: Windows) -> Tensor:
+    """(4, windows) float64: nats, scored tokens, hits, bytes."""
+    batch = part.batch()
+    ids_bt = batch["input_ids"]
+    logits_btv = logits_of(run_model(model, batch))
+    scored_bt = part.scored()[:, 1 : ids_bt.shape[1]]
+    nats_bt = token_nats(logits_btv, ids_bt).cpu().double()
+    hits_bt = logits_btv[:, :-1].argmax(-1).cpu() == ids_bt[:, 1:]
+    return torch.stack(
+        [
+            nats_bt.where(scored_bt, 0.0).sum(1),
+            scored_bt.sum(1).double(),
+            (hits_bt & scored_bt).sum(1).double(),
+            (part.bytes_nt[:, 1 : ids_bt.shape[1]] * scored_bt).sum(1).double(),
+        ]
     )

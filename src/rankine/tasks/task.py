@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
@@ -196,6 +197,17 @@ def to_device(batch: Any, device: torch.device, dtype: torch.dtype | None = None
     if isinstance(batch, (list, tuple)):
         return tuple(to_device(value, device, dtype) for value in batch)
     return batch
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """Inside, the model is in evaluation mode; then every module of it is as it was."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        yield model.eval()
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 @torch.no_grad()
