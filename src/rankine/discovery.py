@@ -45,18 +45,20 @@ def _import_methods() -> None:
 def get(name: str | Method, knobs: Mapping[str, Any] | None = None) -> Method:
     """The method of that name with the given knobs; raises UserError on unknown ones."""
     if isinstance(name, Method):
-        return dataclasses.replace(name, **(knobs or {}))
+        return dataclasses.replace(name, **_values(type(name), knobs or {}))
     known = catalogue()
     if name not in known:
         raise UserError(f'unknown method "{name}"; {suggest(name, list(known))}')
-    cls = known[name]
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    values = {}
-    for knob, value in (knobs or {}).items():
+    return known[name](**_values(known[name], knobs or {}))
+
+
+def _values(cls: type[Method], knobs: Mapping[str, Any]) -> dict[str, Any]:
+    """The knobs as the method's own types."""
+    name, fields = cls.card.name, {f.name: f for f in dataclasses.fields(cls)}
+    for knob in knobs:
         if knob not in fields:
             raise UserError(f'{name} has no knob "{knob}"; {suggest(knob, list(fields))}')
-        values[knob] = convert(value, fields[knob], name)
-    return cls(**values)
+    return {knob: convert(value, fields[knob], name) for knob, value in knobs.items()}
 
 
 def convert(value: Any, field: dataclasses.Field[Any], owner: str) -> Any:

@@ -43,9 +43,9 @@ def read_text(path: Path, most: int) -> str:
         ) from None
 
 
-def parse_json(text: str, where: object) -> Any:
+def parse_json(text: str, where: object, *, any_text: bool = False) -> Any:
     """The value of a JSON text. Raises UserError for a damaged one, for nesting deeper than
-    `DEPTH`, and for control characters in names or values."""
+    `DEPTH`, and (unless `any_text`) for control characters in names or values."""
     try:
         value = json.loads(text)
     except RecursionError:
@@ -55,7 +55,7 @@ def parse_json(text: str, where: object) -> Any:
     for leaf, depth in _leaves(value):
         if depth > DEPTH:
             raise _too_deep(where)
-        if isinstance(leaf, str) and not leaf.isprintable() and printable(leaf) != leaf:
+        if isinstance(leaf, str) and not any_text and printable(leaf) != leaf:
             raise UserError(
                 f"expected names and values of printable characters in {where}, found {leaf!r:.60}"
             )
@@ -140,6 +140,7 @@ def _too_deep(where: object) -> UserError:
     return UserError(f"expected at most {DEPTH} levels of nesting in {where}, found more")
 
 
-def printable(text: str) -> str:
-    """The text with ? for characters that a terminal would act upon; lines and tabs stay."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)
+def printable(text: str, stays: str = "\n\t") -> str:
+    """The text with ? for characters that a terminal would act upon, but for those that `stays`
+    names."""
+    return "".join(c if c.isprintable() or c in stays else "?" for c in text)

@@ -78,6 +78,10 @@ class Stage(BaseModel):
     bits: float | None = None
 
 
+#: Fields that a chain states stage by stage.
+OF_A_STAGE = ("method", "set", "keep", "size", "bits", "paper_ratio")
+
+
 class Recipe(BaseModel):
     """Everything that decides the result, and where the work is done."""
 
@@ -156,7 +160,7 @@ class Recipe(BaseModel):
     def of(cls, **fields: Any) -> Recipe:
         """Validated; a wrong field is one sentence."""
         try:
-            return cls(**fields)
+            made = cls(**fields)
         except ValidationError as error:
             first = error.errors()[0]
             # Behind the field pydantic names the branch of a union, too: size.int.
@@ -171,6 +175,13 @@ class Recipe(BaseModel):
             raise UserError(
                 f"expected {place} to be valid, found {first.get('input')!r:.80}: {hint}"
             ) from None
+        outside = [name for name in OF_A_STAGE if fields.get(name) not in (None, {})]
+        if made.stages and outside:
+            raise UserError(
+                f"expected the {outside[0]} of a chain in its stages, found one beside them: every "
+                "stage has its own"
+            )
+        return made
 
     @classmethod
     def read(cls, path: str | Path, **overrides: Any) -> Recipe:
@@ -208,8 +219,9 @@ class Recipe(BaseModel):
         given = (stage.keep, stage.size, stage.bits, self.paper_ratio)
         if all(value is None for value in given):
             return None
-        ratio = self.paper_ratio if not self.stages else None
-        return Budget.parse(keep=stage.keep, size=stage.size, bits=stage.bits, paper_ratio=ratio)
+        return Budget.parse(
+            keep=stage.keep, size=stage.size, bits=stage.bits, paper_ratio=self.paper_ratio
+        )
 
     def decides(self) -> dict[str, Any]:
         """The fields that change the result: what the journal's fingerprint covers. Functions are

@@ -79,7 +79,8 @@ def test_warnings_of_ours_are_sentences(rankine, monkeypatch):
 def test_logging_is_left_as_found(rankine, arguments):
     def state():
         ours = logging.getLogger("rankine")
-        return list(ours.handlers), ours.level, list(logging.getLogger().handlers), sys.stderr
+        levels = ours.level, logging.getLogger("stderr").level
+        return list(ours.handlers), levels, list(logging.getLogger().handlers), sys.stderr
 
     before = state()
     rankine(*arguments)

@@ -160,8 +160,16 @@ def test_a_chain_is_changed_in_its_file(tmp_path):
     file = tmp_path / "recipe.yaml"
     file.write_text(yaml.safe_dump({"stages": [{"method": "svd", "keep": 0.8}]}))
     assert recipe_of(["--recipe", str(file)]).chain()[0].keep == 0.8
-    with pytest.raises(UserError, match="stages"):
+    with pytest.raises(UserError, match="the keep of a chain in its stages"):
         recipe_of(["--recipe", str(file), "--keep", "0.6"])
+
+
+@pytest.mark.parametrize("field", [{"keep": 0.6}, {"paper_ratio": 0.2}, {"method": "lord"}])
+def test_a_chain_has_no_fields_of_a_stage_beside_it(field):
+    """They would be ignored."""
+    (name,) = field
+    with pytest.raises(UserError, match=f"the {name} of a chain in its stages"):
+        Recipe.of(stages=[{"method": "svd", "keep": 0.8}], **field)
 
 
 def test_verbs():

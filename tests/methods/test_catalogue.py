@@ -61,6 +61,12 @@ def test_the_catalogue_is_the_callers_own():
     assert "svd" in catalogue()
 
 
+def test_a_method_with_other_knobs():
+    assert get(get("auto"), {"ridge": "0.5"}) == get("auto", {"ridge": 0.5})
+    with pytest.raises(UserError, match='auto has no knob "rigde"; did you mean "ridge"'):
+        get(get("auto"), {"rigde": 1})
+
+
 def test_two_methods_of_one_name(registry):
     other = made("svd")
     with pytest.raises(UserError, match="two methods"):

@@ -90,6 +90,19 @@ def test_reading_what_is_no_report(tmp_path):
         report.read(tmp_path)
 
 
+def test_a_strangers_report_is_one_sentence_or_a_page(tmp_path):
+    deep = "[" * 900 + "]" * 900
+    rows = f'[{{"name": "a\\u001b", "bytes": 1{"0" * 400}}}]'
+    fields = f'"schema": "1.0", "model": {{}}, "rows": {rows}'
+    path = tmp_path / "report.json"
+    path.write_text(f'{{{fields}, "recipe": {{"a": {deep}}}}}', encoding="utf-8")
+    with pytest.raises(UserError, match="levels of nesting"):
+        report.read(tmp_path)
+    path.write_text(f"{{{fields}}}", encoding="utf-8")
+    assert "a?" in report.plain_table(report.read(tmp_path)["rows"])
+    report.write(report.read(tmp_path), tmp_path)
+
+
 def test_nothing_is_written_for_a_bad_report(tmp_path):
     with pytest.raises(UserError):
         report.write({"schema": "1.0"}, tmp_path)

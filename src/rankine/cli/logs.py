@@ -32,18 +32,19 @@ def without_option(arguments: Sequence[str]) -> tuple[list[str], bool]:
 def told(as_json: bool) -> Iterator[None]:
     """Inside, records reach stderr: in JSON those of every library (ours from INFO on), else our
     warnings and errors."""
-    level = OURS.level
     if not as_json:
         with _handled_by(Sentences(), OURS):
             yield
         return
-    OURS.setLevel(logging.INFO)
-    OTHERS.setLevel(logging.INFO)
+    levels = {logger: logger.level for logger in (OURS, OTHERS)}
+    for logger in levels:
+        logger.setLevel(logging.INFO)
     try:
         with _handled_by(JsonLines(sys.stderr), logging.getLogger()):
             yield
     finally:
-        OURS.setLevel(level)
+        for logger, level in levels.items():
+            logger.setLevel(level)
 
 
 @contextmanager

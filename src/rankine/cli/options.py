@@ -21,8 +21,6 @@ from rankine.recipe import Recipe
 FILE_ONLY = frozenset({"stages"})
 #: MODEL may be written as an option too.
 NAMED_MODEL = "named_model"
-#: Fields that a chain states stage by stage.
-OF_A_STAGE = ("method", "set", "keep", "size", "bits", "paper_ratio")
 
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", metavar="DIR", help="where to write")
@@ -65,7 +63,7 @@ def takes_recipe(
             values = dict(_given({name: given.pop(name) for name in fields}))
             if named is not None:
                 values["model"] = _once(values.get("model"), named)
-            recipe = _recipe(path, values)
+            recipe = Recipe.read(path, **values) if path else Recipe.of(**values)
             if "keep" in fields:
                 known.check(recipe)
             with (
@@ -90,17 +88,6 @@ def _once(model: str | None, named: str) -> str:
 def _names_own_code(recipe: Recipe, given: Mapping[str, Any]) -> bool:
     """Only then may modules of the current directory be imported: it may hold anything."""
     return any(own.is_name(value) for value in (*recipe.given().values(), *given.values()))
-
-
-def _recipe(path: Path | None, values: dict[str, Any]) -> Recipe:
-    recipe = Recipe.read(path, **values) if path else Recipe.of(**values)
-    clash = [name for name in OF_A_STAGE if name in values] if recipe.stages else []
-    if clash:
-        raise UserError(
-            f"expected a chain's {clash[0]} in the stages of {path}, found --{option(clash[0])}: "
-            "change the file"
-        )
-    return recipe
 
 
 def option(field: str) -> str:

@@ -13,9 +13,13 @@ UNKNOWN = "–"
 
 def real(value: Any) -> float | None:
     """A finite number, or None for anything else (report.json may come from anywhere)."""
-    if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
+    if not isinstance(value, Real) or isinstance(value, bool):
         return None
-    return float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # an integer of 400 digits
+        return None
+    return number if math.isfinite(number) else None
 
 
 def size(value: Any) -> str:

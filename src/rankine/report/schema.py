@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, cast
 
 from rankine.errors import UserError
-from rankine.limits import JSON_BYTES, read_text
+from rankine.limits import JSON_BYTES, parse_json, read_text
 
 #: major.minor: a newer minor version only adds fields.
 SCHEMA = "1.1"
@@ -221,10 +221,7 @@ def read(directory: str | Path) -> dict[str, Any]:
             f"expected a {FILE} at {path}, found none: name a directory that `rankine compress` "
             "wrote"
         )
-    try:
-        data = json.loads(read_text(path, JSON_BYTES))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"expected JSON in {path}, found a damaged file: {error}") from None
+    data = parse_json(read_text(path, JSON_BYTES), path, any_text=True)  # what models say, too
     if not isinstance(data, dict):
         raise UserError(f"expected a JSON object in {path}, found {type(data).__name__}")
     return data

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rankine.acceptance import metrics
+from rankine.limits import printable
 from rankine.report import numbers as n
 from rankine.report.verdict import dense_row
 
@@ -126,13 +127,8 @@ def plain_table(rows: Sequence[Mapping[str, Any]], width: int | None = None) -> 
             text.ljust(wide) if i == 0 else text.rjust(wide)
             for i, (text, wide) in enumerate(zip(line, widths))
         ]
-        texts.append(printable((" " * GAP).join(parts).rstrip()))
+        texts.append(printable((" " * GAP).join(parts).rstrip(), stays=""))
     return "\n".join(texts)
-
-
-def printable(text: str) -> str:
-    """The text without characters a terminal would act upon."""
-    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def table(rows: Sequence[Mapping[str, Any]], width: int | None = None) -> Table:
@@ -147,7 +143,7 @@ def table(rows: Sequence[Mapping[str, Any]], width: int | None = None) -> Table:
         out.add_column(column.title, justify="left" if i == 0 else "right", no_wrap=True)
     for row, line in zip(rows, body):
         style = {"baseline": "dim", "dense": "bold"}.get(str(row.get("kind")), "")
-        out.add_row(*(Text(printable(text)) for text in line), style=style)
+        out.add_row(*(Text(printable(text, stays="")) for text in line), style=style)
     return out
 
 
