@@ -150,9 +150,8 @@ def test_generate_ends_with_the_context(rankine, tmp_path):
     byte_tokenizer().save_pretrained(tmp_path)
     ran = rankine("generate", tmp_path, "-p", "x" * 20, "--json")
     assert ran.code == 0, ran.err
-    assert json.loads(ran.out)["tokens"] <= 4
+    assert json.loads(ran.out)["tokens"] <= 12
     assert "at least one token" in rankine("generate", tmp_path, "-p", "").sentence
-    assert "shorten it" in rankine("generate", tmp_path, "-p", "x" * 24).sentence
     (tmp_path / "text.txt").write_text("some text " * 20)
     measured = ("--evaluation", tmp_path / "text.txt", "--eval-tokens", "100", "--json")
     row = json.loads(rankine("eval", tmp_path, *measured).out)["rows"][0]

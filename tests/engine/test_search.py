@@ -68,7 +68,8 @@ class Fake:
 
 def search(gap, max_loss, **fields):
     fake = Fake(gap)
-    recipe = Recipe.of(**{"method": "svd", "max_loss": max_loss, **fields})
+    method = {} if "stages" in fields else {"method": "svd"}
+    recipe = Recipe.of(**{**method, "max_loss": max_loss, **fields})
     found = smallest_that_holds(fake, recipe, "embedded", "out", None, None, None)
     return found, fake
 

@@ -14,6 +14,7 @@ from rankine.evaluation.generation import (
     Sample,
     degenerate,
     draw,
+    fitted,
     longest_cycle,
     repetition,
     sample,
@@ -35,11 +36,20 @@ def test_greedy_equals_generate(model, tokenizer):
 
 def test_a_sample_ends_with_the_context(model, tokenizer):
     """64 positions: generation of any length is asked for, and none is made up behind them."""
-    drawn = draw(model, tokenizer, "x" * 60, temperature=5.0, new_tokens=200)
-    assert len(drawn.tokens) <= 4
-    for prompt, said in (("", "at least one token"), ("x" * 64, "fewer tokens than the 64")):
-        with pytest.raises(UserError, match=said):
-            draw(model, tokenizer, prompt)
+
+    def room(prompt, new_tokens):
+        ids, left = fitted(model, torch.arange(prompt)[None], new_tokens)
+        assert ids[0].tolist() == list(range(prompt))[-ids.shape[1] :]  # its end
+        return ids.shape[1], left
+
+    assert room(10, 20) == (10, 20)
+    assert room(60, 4) == (60, 4)
+    assert room(60, 200) == (32, 32)
+    assert room(10, 200) == (10, 54)
+    assert room(1000, 8) == (56, 8)
+    assert len(draw(model, tokenizer, "x" * 90, temperature=5.0, new_tokens=200).tokens) <= 32
+    with pytest.raises(UserError, match="at least one token"):
+        draw(model, tokenizer, "")
 
 
 def test_drawing_is_seeded(model, tokenizer):

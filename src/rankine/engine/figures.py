@@ -22,11 +22,8 @@ from rankine.modules import module_at
 from rankine.patch import Patch
 from rankine.structures import Quantized, matrix
 from rankine.structures.base import Structure
-from rankine.tasks import context_length
 
 PLAIN_NOTE = "round to nearest, groups of 64; decoded at each call here, so no faster"
-#: Tokens of context that a prompt and what follows it take.
-ROOM = 64
 PROMPTS = ("def read_lines(path):\n    ", "class Stack:\n    def __init__(self", "import os\n")
 
 
@@ -75,9 +72,8 @@ def plain_quantized(run: Run, paths: list[str], bits: int) -> tuple[nn.Module, i
 
 
 def generates(run: Run, model: nn.Module) -> bool:
-    """Is this a language model with its tokenizer, and with room for a sample?"""
-    context = context_length(getattr(model, "config", None)) or ROOM
-    return run.tokenizer is not None and hasattr(model, "generate") and context >= ROOM
+    """Is this a language model with its tokenizer?"""
+    return run.tokenizer is not None and hasattr(model, "generate")
 
 
 def measure_after(

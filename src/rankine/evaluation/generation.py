@@ -59,14 +59,13 @@ def draw(
     seed: int = 0,
 ) -> Sample:
     """Continue `prompt` with a cache: greedy at temperature 0, else drawn by `seed`. Stops at the
-    tokenizer's end-of-text token, and where the model's context ends. Raises UserError for a prompt
-    without tokens, and for one that leaves no room in the context."""
+    tokenizer's end-of-text token and where the model's context ends (see `fitted`)."""
     generator = torch.Generator().manual_seed(seed)
     ids = tokenizer(prompt, return_tensors="pt")["input_ids"].to(device_of(model))
-    room = new_tokens_in(model, ids.shape[1])
+    ids, new_tokens = fitted(model, ids, new_tokens)
     inputs: dict[str, Any] = {"input_ids": ids}
     tokens: list[int] = []
-    for _ in range(min(new_tokens, room)):
+    for _ in range(new_tokens):
         out = model(**inputs, use_cache=True)
         logits_v = logits_of(out)[0, -1].float().cpu()
         if not torch.isfinite(logits_v).all():
@@ -80,18 +79,17 @@ def draw(
     return Sample(prompt, tokenizer.decode(tokens), tuple(tokens))
 
 
-def new_tokens_in(model: nn.Module, prompt: int) -> int:
-    """How many tokens fit into the model's context behind a prompt of that many. Raises UserError
-    where there is no prompt, or no room."""
-    if prompt == 0:
+def fitted(model: nn.Module, ids_1t: Tensor, new_tokens: int) -> tuple[Tensor, int]:
+    """The end of a prompt, and the new tokens, that the model's context holds together: all of
+    both, or else new tokens in at most its second half. Raises UserError for a prompt without
+    tokens."""
+    if not ids_1t.numel():
         raise UserError("expected a prompt of at least one token, found none")
-    context = context_length(getattr(model, "config", None)) or 1 << 40
-    if prompt >= context:
-        raise UserError(
-            f"expected a prompt of fewer tokens than the {context:,} of the model's context, found "
-            f"{prompt:,}: shorten it"
-        )
-    return context - prompt
+    context = context_length(getattr(model, "config", None))
+    if context is None:
+        return ids_1t, new_tokens
+    ids_1t = ids_1t[:, -max(context - new_tokens, context // 2, 1) :]
+    return ids_1t, min(new_tokens, context - ids_1t.shape[1])
 
 
 def sample(model: nn.Module, tokenizer: Any, prompt: str, **knobs: Any) -> str:
