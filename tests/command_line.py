@@ -1,14 +1,17 @@
-"""Runs of the command line in this process, and what they need: shared by several rooms."""
+"""Runs of the command line in this process, and what they need: fixtures that several rooms'
+conftest files take over."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+import pytest
+
+import byte_models
+from rankine import cli
 
 
 @dataclass(frozen=True)
@@ -28,44 +31,35 @@ class Ran:
         return last.removeprefix("rankine: ")
 
 
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per byte, and an end."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bpe = Tokenizer(models.BPE({c: n for n, c in enumerate([*alphabet, "<eos>"])}, []))
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<eos>")
+@pytest.fixture
+def rankine(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    """rankine("compress", ...) in this process."""
+
+    def run(*arguments: object) -> Ran:
+        code = cli.run([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        return Ran(code, printed.out, printed.err)
+
+    return run
 
 
-def write_tiny(place: Path, **overrides: object) -> Path:
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random two-block Llama with a byte-level tokenizer, as a directory."""
-    torch.manual_seed(0)
-    fields = {
-        "vocab_size": 257,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "max_position_embeddings": 64,
-        "bos_token_id": None,
-        "eos_token_id": 256,
-        "pad_token_id": 256,
-        "dtype": "float32",
-    }
-    LlamaForCausalLM(LlamaConfig(**{**fields, **overrides})).save_pretrained(place)
-    byte_tokenizer().save_pretrained(place)
-    return place
+    return byte_models.write(tmp_path_factory.mktemp("models") / "tiny")
 
 
-def write_text(file: Path) -> Path:
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Some kilobytes of text."""
     lines = [f"def add_{n}(first, second): return first + {n} * second" for n in range(300)]
+    file = tmp_path_factory.mktemp("text") / "text.txt"
     file.write_text("\n".join(lines), "utf-8")
     return file
 
 
-def small_run(text: Path) -> list[str]:
+@pytest.fixture(scope="session")
+def small(text: Path) -> list[str]:
     """Options that keep a run small and offline."""
     return [
         *("--calibration", str(text), "--evaluation", str(text)),

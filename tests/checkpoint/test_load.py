@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from command_line import write_tiny
+import byte_models
 from rankine.checkpoint import load, open_given, open_meta, open_model, save
 from rankine.errors import UserError
 from rankine.patch import Patch
@@ -24,7 +24,7 @@ def directory(tmp_path):
 @pytest.fixture(scope="module")
 def tiny_directory(tmp_path_factory):
     """A model with its tokenizer."""
-    return write_tiny(tmp_path_factory.mktemp("home") / "tiny")
+    return byte_models.write(tmp_path_factory.mktemp("home") / "tiny")
 
 
 def shard(directory):

@@ -6,25 +6,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
-import command_line as shared
-from command_line import Ran
-from rankine import cli
+from command_line import Ran, rankine, small, text, tiny
 
-
-@pytest.fixture
-def rankine(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
-    """rankine("compress", ...) in this process."""
-
-    def run(*arguments: object) -> Ran:
-        code = cli.run([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
-        return Ran(code, printed.out, printed.err)
-
-    return run
+__all__ = ["fresh", "rankine", "small", "text", "tiny"]
 
 
 @pytest.fixture
@@ -43,21 +30,3 @@ def fresh() -> Callable[..., Ran]:
         return Ran(done.returncode, done.stdout, done.stderr)
 
     return run
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory) -> Path:
-    """A random two-block Llama with a byte-level tokenizer, as a directory."""
-    return shared.write_tiny(tmp_path_factory.mktemp("models") / "tiny")
-
-
-@pytest.fixture(scope="session")
-def text(tmp_path_factory) -> Path:
-    """Some kilobytes of text."""
-    return shared.write_text(tmp_path_factory.mktemp("text") / "text.txt")
-
-
-@pytest.fixture(scope="session")
-def small(text) -> list[str]:
-    """Options that keep a run small and offline."""
-    return shared.small_run(text)

@@ -6,6 +6,8 @@ import shlex
 
 import pytest
 
+import byte_models
+
 
 @pytest.fixture(scope="module")
 def compressed(tiny, small, tmp_path_factory):
@@ -142,12 +144,10 @@ def test_generate_ends_with_the_context(rankine, tmp_path):
     """GPT-2 has no positions beyond it."""
     import transformers
 
-    from command_line import byte_tokenizer
-
     fields = {"vocab_size": 257, "n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 24}
     config = transformers.GPT2Config(**fields, bos_token_id=None, eos_token_id=None)
     transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path)
-    byte_tokenizer().save_pretrained(tmp_path)
+    byte_models.tokenizer().save_pretrained(tmp_path)
     ran = rankine("generate", tmp_path, "-p", "x" * 20, "--json")
     assert ran.code == 0, ran.err
     assert json.loads(ran.out)["tokens"] <= 12

@@ -8,22 +8,10 @@ from pathlib import Path
 
 import pytest
 
-import command_line as shared
 import rankine as library
-from command_line import Ran
-from rankine import cli
+from command_line import rankine, small, text, tiny
 
-
-@pytest.fixture
-def rankine(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
-    """rankine("compress", ...) in this process."""
-
-    def run(*arguments: object) -> Ran:
-        code = cli.run([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
-        return Ran(code, printed.out, printed.err)
-
-    return run
+__all__ = ["compressed", "directory", "rankine", "refused", "small", "text", "tiny"]
 
 
 @pytest.fixture
@@ -39,24 +27,6 @@ def refused(rankine) -> Callable[..., str]:
         return sentence
 
     return run
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory) -> Path:
-    """A random two-block Llama with a byte-level tokenizer, as a directory."""
-    return shared.write_tiny(tmp_path_factory.mktemp("models") / "tiny")
-
-
-@pytest.fixture(scope="session")
-def text(tmp_path_factory) -> Path:
-    """Some kilobytes of text."""
-    return shared.write_text(tmp_path_factory.mktemp("text") / "text.txt")
-
-
-@pytest.fixture(scope="session")
-def small(text) -> list[str]:
-    """Options that keep a run small and offline."""
-    return shared.small_run(text)
 
 
 @pytest.fixture(scope="session")

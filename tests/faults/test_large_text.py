@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import command_line as shared
+import byte_models
 from rankine import UserError
 from rankine.tasks import LanguageModelling, text
 from rankine.tasks.text import passages
@@ -65,7 +65,7 @@ WRITERS = {"a.txt": write_plain, "a.jsonl": write_rows, "a.txt.gz": write_zipped
 
 def windows(file):
     task = LanguageModelling(
-        shared.byte_tokenizer(), file, file, sequences=8, length=128, max_tokens=2_000
+        byte_models.tokenizer(), file, file, sequences=8, length=128, max_tokens=2_000
     )
     return len(task.windows("calibration")), len(task.windows("evaluation"))
 
@@ -101,7 +101,7 @@ def test_a_gigabyte_is_read_to_its_end_in_a_few_megabytes(tmp_path):
 def test_training_text_is_a_stream_too(tmp_path):
     write_plain(tmp_path / "a.txt", 100)
     task = LanguageModelling(
-        shared.byte_tokenizer(), tmp_path / "a.txt", "embedded", sequences=4, length=64
+        byte_models.tokenizer(), tmp_path / "a.txt", "embedded", sequences=4, length=64
     )
     batches = iter(task.batches("train"))
     next(batches)

@@ -7,11 +7,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import tiny_models as tiny
 from rankine.anatomy import describe
 from rankine.statistics import InputMoment, Moment, OutputGradient, Walk, survey
 from rankine.statistics.moments import Need
 
 INPUTS, GRADIENTS = InputMoment(), OutputGradient()
+
+
+MODELS = {**tiny.LANGUAGE, "bert": tiny.bert, "mlp": tiny.mlp}
+
+
+def built(name: str) -> tuple[nn.Module, Any]:
+    """A float64 model (so that only the method's own rounding is left) and its task."""
+    model = MODELS[name]().double()
+    if name == "mlp":
+        return model, tiny.regression(dtype=torch.float64)
+    return model, tiny.classified() if name == "bert" else tiny.tokens(padded=True)
 
 
 class Spool(dict):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from surveys import INPUTS, Spool, close, surveyed
+from surveys import INPUTS, MODELS, Spool, built, close, surveyed
 from torch import nn
 
 import tiny_models as tiny
@@ -14,15 +14,6 @@ from rankine.statistics import InputMagnitude, OutputGradient, WeightFisher
 from rankine.statistics.fisher import Fisher, FisherSum
 
 FISHER, MAGNITUDE = WeightFisher(), InputMagnitude()
-MODELS = {**tiny.LANGUAGE, "bert": tiny.bert, "mlp": tiny.mlp}
-
-
-def built(name):
-    """A float64 model and its task."""
-    model = MODELS[name]().double()
-    if name == "mlp":
-        return model, tiny.regression(dtype=torch.float64)
-    return model, tiny.classified() if name == "bert" else tiny.tokens(padded=True)
 
 
 def one_by_one(model, task, paths):

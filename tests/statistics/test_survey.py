@@ -5,7 +5,7 @@ import gc
 import pytest
 import surveys
 import torch
-from surveys import GRADIENTS, INPUTS, Spool, close, surveyed
+from surveys import GRADIENTS, INPUTS, MODELS, Spool, built, close, surveyed
 from torch import nn
 
 import tiny_models as tiny
@@ -13,16 +13,6 @@ from rankine.anatomy import describe
 from rankine.errors import UserError
 from rankine.statistics import Moment, OutputGradient, Walk, survey
 from rankine.tasks import FunctionTask
-
-MODELS = {**tiny.LANGUAGE, "bert": tiny.bert, "mlp": tiny.mlp}
-
-
-def built(name):
-    """A float64 model (so that only the method's own rounding is left) and its task."""
-    model = MODELS[name]().double()
-    if name == "mlp":
-        return model, tiny.regression(dtype=torch.float64)
-    return model, tiny.classified() if name == "bert" else tiny.tokens(padded=True)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -1,9 +1,10 @@
 """A tokenizer trained on the spot and a small random Llama: no downloads."""
 
 import pytest
-import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
+
+import byte_models
 
 LINES = [
     f"def add_{n}(first, second): return first + {n} * second  # über {n} €" for n in range(400)
@@ -43,17 +44,4 @@ def framing_tokenizer(tokenizer):
 @pytest.fixture(scope="session")
 def model():
     """A random two-block Llama with a context of 64."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=400,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=64,
-        bos_token_id=None,
-        eos_token_id=0,
-        pad_token_id=0,
-    )
-    return LlamaForCausalLM(config).eval()
+    return byte_models.llama(vocab_size=400, eos_token_id=0, pad_token_id=0)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from training_models import compressed, counting, llama, task_of
 
+import byte_models
 import rankine
 from rankine.checkpoint import load, save
 from rankine.errors import UserError
@@ -174,17 +175,8 @@ def test_what_cannot_work_is_one_sentence(pair, dense, task, tmp_path):
 @pytest.fixture(scope="module")
 def spoken(tmp_path_factory):
     """A directory with a model, its tokenizer, and a text file."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
     place = tmp_path_factory.mktemp("spoken")
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: n for n, token in enumerate([*alphabet, "<eos>"])}
-    bpe = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<eos>")
-    save(llama(vocab_size=len(vocabulary)), place / "dense", tokenizer=tokenizer)
+    save(llama(vocab_size=257), place / "dense", tokenizer=byte_models.tokenizer())
     lines = "".join(f"total_{n} = total_{n - 1} + {n * n}\n" for n in range(600))
     (place / "text.txt").write_text(lines)
     return place
