@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from rankine import compat, structures
 from rankine.anatomy import Target
+from rankine.anatomy.reading import first_names
 from rankine.errors import UserError
 from rankine.metric import Metric
 from rankine.modules import module_at, put
-from rankine.structures.base import Parts, Structure, has_bias, matrix, weight_shape
+from rankine.structures.base import Parts, Structure, has_bias, matrix
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ class Patch:
             place = resolve(model, path, prefix)
             if place is None:
                 continue
-            replace_module(model, place, self.modules[path].module(module_at(model, place)))
+            put(model, place, self.modules[path].module(module_at(model, place)))
             found.append(place)
         return found
 
@@ -260,11 +261,6 @@ def resolve(model: nn.Module, path: str, prefix: str = "") -> str | None:
     return None
 
 
-def replace_module(model: nn.Module, path: str, new: nn.Module) -> None:
-    """Put `new` at `path`, keeping the training mode of what stood there."""
-    put(model, path, new)
-
-
 def dense_patch(model: nn.Module, paths: list[str] | None = None) -> Patch:
     """The patch that merges structured modules back into plain weights (all, or `paths`)."""
     merged = Patch()
@@ -326,14 +322,6 @@ def narrow(
     return patch
 
 
-def first_names(model: nn.Module) -> dict[int, str]:
-    """id of each parameter → its first name."""
-    found: dict[int, str] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        found.setdefault(id(parameter), name)
-    return found
-
-
 def _dense_like(module: nn.Module, shape: tuple[int, int] | None = None) -> structures.Dense:
     table = hasattr(module, "num_embeddings")
     return structures.Dense(shape, "table" if table else "channel")
@@ -363,11 +351,6 @@ def stored_bits(model: nn.Module, *paths: str) -> int:
             if name not in (skip, "bias") or adds_bias:
                 found[id(tensor)] = tensor
     return sum(tensor.numel() * tensor.element_size() * 8 for tensor in found.values())
-
-
-def dense_shape(module: nn.Module) -> tuple[int, int]:
-    """(outputs, inputs) of a module, structured or not."""
-    return weight_shape(module)
 
 
 def check_tied(model: nn.Module, tied: Mapping[str, str]) -> None:

@@ -52,6 +52,11 @@ class Layout:
 
 
 QKV = {"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj"}
+#: One norm before each part.
+PRE_NORMS = {
+    "input_layernorm": ("attention", "input"),
+    "post_attention_layernorm": ("mlp", "input"),
+}
 
 # -- decoders -------------------------------------------------------------------------------------
 LLAMA = Layout(
@@ -67,10 +72,7 @@ LLAMA = Layout(
         {"down": "mlp.down_proj"},
     ),
     rotary="half",
-    norms={
-        "input_layernorm": ("attention", "input"),
-        "post_attention_layernorm": ("mlp", "input"),
-    },
+    norms=PRE_NORMS,
 )
 
 GEMMA = replace(LLAMA, norm_offset=1.0)
@@ -90,9 +92,9 @@ PHI3 = replace(
     LLAMA,
     steps=(
         {"qkv": "self_attn.qkv_proj"},
-        {"o": "self_attn.o_proj"},
+        LLAMA.steps[1],
         {"gate_up": "mlp.gate_up_proj"},
-        {"down": "mlp.down_proj"},
+        LLAMA.steps[3],
     ),
 )
 
@@ -118,10 +120,7 @@ GPT_NEOX = Layout(
     ),
     rotary="half",
     by_head=True,
-    norms={
-        "input_layernorm": ("attention", "input"),
-        "post_attention_layernorm": ("mlp", "input"),
-    },
+    norms=PRE_NORMS,
 )
 
 GPT2 = Layout(
@@ -156,8 +155,7 @@ OPT = Layout(
 MIXTRAL = replace(
     LLAMA,
     steps=(
-        QKV,
-        {"o": "self_attn.o_proj"},
+        *LLAMA.steps[:2],
         {"gate_up": "mlp.experts.gate_up_bank"},
         {"down": "mlp.experts.down_bank"},
     ),
@@ -216,13 +214,11 @@ BART_DECODER = replace(
     blocks="decoder.layers",
     cross="encoder_attn",
     steps=(
-        QKV,
-        {"o": "self_attn.out_proj"},
+        *OPT.steps[:2],
         {"cross_q": "encoder_attn.q_proj"},
         {"cross_k": "encoder_attn.k_proj", "cross_v": "encoder_attn.v_proj"},
         {"cross_o": "encoder_attn.out_proj"},
-        {"up": "fc1"},
-        {"down": "fc2"},
+        *OPT.steps[2:],
     ),
     norms={
         "self_attn_layer_norm": ("attention", "stream"),

@@ -37,10 +37,7 @@ class Reading:
                 leaves[path] = module
             else:
                 opaque.add(path)
-        first_names: dict[int, str] = {}
-        for name, parameter in model.named_parameters(remove_duplicate=False):
-            first_names.setdefault(id(parameter), name)
-        return cls(model, leaves, frozenset(opaque), first_names)
+        return cls(model, leaves, frozenset(opaque), first_names(model))
 
     def weight(
         self, path: str, role: str, block: int, reads: str | None = None, rows: Rows = ()
@@ -86,6 +83,14 @@ class Reading:
             if not name.endswith("bias") and first != own and not first.startswith(path + "."):
                 return first
         return None
+
+
+def first_names(model: nn.Module) -> dict[int, str]:
+    """id of each parameter → its first name."""
+    found: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        found.setdefault(id(parameter), name)
+    return found
 
 
 def operator(module: nn.Module) -> str:

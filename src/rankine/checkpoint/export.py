@@ -18,8 +18,8 @@ from rankine.checkpoint.form import MODELING
 from rankine.checkpoint.load import load, local_directory, tokenizer_of
 from rankine.checkpoint.save import is_pretrained, patch_of, save
 from rankine.errors import UserError
-from rankine.modules import conceal
-from rankine.patch import Patch, dense_patch, replace_module
+from rankine.modules import conceal, put
+from rankine.patch import Patch, dense_patch
 
 
 # -- dense --------------------------------------------------------------------------------------
@@ -107,7 +107,7 @@ def _restore(model: nn.Module, path: str, like: nn.Module) -> None:
         return
     like.weight = nn.Parameter(have.weight.detach().mT.contiguous())
     like.bias = have.bias
-    replace_module(model, path, like)
+    put(model, path, like)
 
 
 def _check_ordinary(model: nn.Module, skeleton: nn.Module) -> None:

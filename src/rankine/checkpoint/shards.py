@@ -113,11 +113,13 @@ def write_shards(
 
 def _split(specs: Sequence[Spec], limit: int) -> Iterator[list[Spec]]:
     shard: list[Spec] = []
+    size = 0
     for spec in specs:
-        if shard and sum(s.bytes for s in shard) + spec.bytes > limit:
+        if shard and size + spec.bytes > limit:
             yield shard
-            shard = []
+            shard, size = [], 0
         shard.append(spec)
+        size += spec.bytes
     yield shard
 
 
@@ -127,16 +129,6 @@ class Place:
 
     file: Path
     name: str
-
-
-def specs_in(file: Path) -> list[Spec]:
-    """What a safetensors file holds, from its header."""
-    dtypes = {name: dtype for dtype, name in NAMES.items()}
-    with safe_open(file, framework="pt") as f:
-        slices = {name: f.get_slice(name) for name in f.keys()}  # noqa: SIM118
-        return [
-            Spec(name, dtypes[s.get_dtype()], tuple(s.get_shape())) for name, s in slices.items()
-        ]
 
 
 def read_places(
@@ -158,7 +150,7 @@ def read_places(
 
 def read_place(place: Place, dtype: torch.dtype | None = None) -> Tensor:
     """One tensor."""
-    return next(iter(read_places({place.name: place}, dtype)))[1]
+    return next(read_places({place.name: place}, dtype))[1]
 
 
 def total_bytes(specs: Iterable[Spec]) -> int:

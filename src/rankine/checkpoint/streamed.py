@@ -9,7 +9,6 @@ for longer.
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 
 from rankine import compat
 from rankine.checkpoint.form import tensor_names, weight_files
-from rankine.checkpoint.shards import Place, Spec, read_places, write_shards
+from rankine.checkpoint.shards import Place, Spec, read_place, read_places, write_shards
 from rankine.patch import Patch
 
 #: Bytes of weights per file.
@@ -39,19 +38,15 @@ class Weights(Protocol):
         """A patch was put in place whose tensors `file` keeps; returns what to remember of it."""
 
 
+#: glibc's, where that is the process's C library.
+_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+
+
 def give_back() -> None:
     """Hand freed memory to the system: glibc keeps pieces below 32 MB, a block's weights among
     them, for a process that may want them again."""
     if _trim is not None:
         _trim(0)
-
-
-def _find_trim() -> Any:
-    name = ctypes.util.find_library("c")
-    return getattr(ctypes.CDLL(name), "malloc_trim", None) if name else None
-
-
-_trim = _find_trim()
 
 
 def unchanged(name: str, tensor: Tensor) -> Tensor:
@@ -139,7 +134,7 @@ class Streamed:
         """One tensor as it is, or will be, stored."""
         meta = self._meta[name]
         dtype = meta.dtype if meta.is_floating_point() else None
-        return next(iter(read_places({name: self.places[name]}, dtype)))[1]
+        return read_place(self.places[name], dtype)
 
     def write(self, directory: Path, limit: int = SHARD) -> None:
         """A transformers checkpoint of the model as it stands, one tensor in memory at a time."""

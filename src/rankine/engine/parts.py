@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from rankine.anatomy import Anatomy, Target, Weight, describe
+from rankine.anatomy.reading import first_names
 from rankine.engine.run import Run
 from rankine.errors import UserError
 from rankine.method import Compressor
@@ -73,9 +74,7 @@ def _widened(anatomy: Anatomy, globs: Sequence[str]) -> tuple[str, ...]:
 def with_parts(anatomy: Anatomy, model: nn.Module) -> Anatomy:
     """The anatomy with `down` and `up` in the place of each factored weight. A structure without
     linear layers (codes) has nothing left to offer."""
-    names: dict[int, str] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), name)
+    names = first_names(model)
     blocks = tuple(
         replace(block, steps=tuple(_steps(block.steps, model, names))) for block in anatomy.blocks
     )
