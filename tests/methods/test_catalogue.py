@@ -1,6 +1,7 @@
 """Discovery and legality: what is registered is found, and the cards decide what follows what."""
 
 import importlib
+import re
 import sys
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import pytest
 import rankine
 import tiny_models as tiny
 from rankine import method as methods
+from rankine.anatomy import describe, weight_targets
 from rankine.engine.plan import check_chain
 from rankine.errors import UserError
 from rankine.method import Card, Compressor, Method, catalogue, get
@@ -127,3 +129,16 @@ def test_get_takes_a_method_as_it_is():
 def test_a_runtime_is_no_stage():
     with pytest.raises(UserError, match="runs a finished model"):
         rankine.plan(tiny.llama(), stages=[{"method": "svd", "keep": 0.5}, {"method": "fused"}])
+
+
+@pytest.mark.parametrize(
+    ("kind", "build", "include"),
+    [("bank", tiny.mixtral, "*.experts.*"), ("embedding", tiny.llama, "*.embed_tokens")],
+)
+def test_who_takes_what_is_named_where_it_is_refused(kind, build, include):
+    """The anatomy knows no methods: its sentences hold their names as words."""
+    with pytest.raises(UserError) as caught:
+        weight_targets(describe(build()), [include])
+    compressors = {n: cls for n, cls in catalogue().items() if issubclass(cls, Compressor)}
+    named = {name for name in compressors if re.search(rf"\b{name}\b", str(caught.value))}
+    assert named == {name for name, cls in compressors.items() if kind in cls.card.takes}

@@ -36,7 +36,7 @@ def weight_targets(
     if kept and not taken:
         raise UserError(
             f"expected linear weights, found only stacked experts ({kept[0].path}), which this "
-            "method does not take: svd, svd_llm, kfac_svd and auto do"
+            "method does not take: auto, kfac_svd, rtn, svd and svd_llm do"
         )
     if not kept:
         raise UserError(
@@ -56,7 +56,7 @@ def _table(anatomy: Anatomy, weight: Weight, tables: bool, exclude: Sequence[str
     if not tables:
         raise UserError(
             f"expected linear weights, found the embedding {weight.path}, which this method does "
-            "not take: exclude it, or use svd or afm"
+            "not take: exclude it, or use afm or svd"
         )
     first = next((w for w in anatomy.weights if f"{w.path}.weight" == weight.tied_with), weight)
     tied = [w for w in anatomy.weights if w.tied_with == f"{first.path}.weight"]

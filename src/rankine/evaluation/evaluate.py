@@ -14,7 +14,7 @@ from rankine import own
 from rankine.acceptance import Condition, check_measured, unmet
 from rankine.checkpoint import directory_bytes, is_plain, open_given
 from rankine.errors import AcceptanceError, UserError
-from rankine.evaluation.latency import measure_latency, parameter_bytes
+from rankine.evaluation.latency import Latency, measure_latency, parameter_bytes
 from rankine.evaluation.perplexity import Interval, paired_bootstrap, perplexity
 from rankine.limits import allowing_pickles
 from rankine.tasks.score import LanguageScore
@@ -68,10 +68,7 @@ def evaluate(
     for entry, score in zip(opened, scores, strict=True):
         row: dict[str, Any] = {"name": entry.name, "kind": entry.kind, "bytes": entry.bytes}
         if score is not None:
-            latency = latencies[entry.name]
-            row["tokens_per_second"] = latency.tokens_per_second
-            row["ratio_to_dense"] = latency.speedup if len(known) > 1 else None
-            row |= score.summary()
+            row |= _speed(latencies[entry.name], beside=len(known) > 1) | score.summary()
         if metrics is not None:
             row["metrics"] = own_figures(metrics, entry.module)
         rows.append(row)
@@ -111,6 +108,12 @@ def _score(entry: _Opened, text: dict[str, Any], measured: bool) -> LanguageScor
         f"expected a tokenizer beside the model {entry.name}, or figures of your own, found "
         "neither: save one there, or pass evaluate= (--evaluate package.module:metrics)"
     )
+
+
+def _speed(latency: Latency, beside: bool) -> dict[str, float | None]:
+    """`beside`: was another model timed, which this one's ratio is against?"""
+    ratio = latency.speedup if beside else None
+    return {"tokens_per_second": latency.tokens_per_second, "ratio_to_dense": ratio}
 
 
 def _difference(scores: list[LanguageScore]) -> Interval | None:
