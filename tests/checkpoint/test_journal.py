@@ -126,9 +126,10 @@ def test_a_directory_of_something_else_is_left_alone(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_a_damaged_head_asks_for_fresh(tmp_path):
+@pytest.mark.parametrize("text", ["{", "{}", '{"fingerprint": 5}', '{"fingerprint": ["model"]}'])
+def test_a_damaged_head_asks_for_fresh(text, tmp_path):
     Journal.open(tmp_path, FINGERPRINT).close()
-    (tmp_path / "journal.json").write_text("{")
+    (tmp_path / "journal.json").write_text(text)
     with pytest.raises(UserError, match="--fresh"):
         Journal.open(tmp_path, FINGERPRINT)
     Journal.open(tmp_path, FINGERPRINT, fresh=True).close()

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from rankine.checkpoint import load, save
+from rankine.checkpoint.beside import _held
 from rankine.checkpoint.card import front_matter
 from rankine.errors import UserError
 from rankine.patch import Patch
@@ -107,6 +108,19 @@ def test_nothing_half_written_stays(net, tmp_path, error, seen, force):
     with pytest.raises(seen):
         save(Interrupted(error), out, Patch(), force=force)
     assert sorted(p.name for p in tmp_path.rglob("*")) == before
+
+
+def test_what_killed_processes_left_is_removed_by_the_next(net, tmp_path):
+    """Gigabytes, perhaps; but not what another process writes, nor anything of the user's."""
+    for name in (".out.writing-killed", ".out.writing-alive", ".out.notes", ".other.writing-x"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(b"half")
+    (tmp_path / ".out.writing-new").mkdir()
+    with _held(tmp_path / ".out.writing-alive") as free:
+        assert free
+        save(net, tmp_path / "out", Patch())
+    left = {path.name for path in tmp_path.iterdir()} - {"out"}
+    assert left == {".out.writing-alive", ".out.writing-new", ".out.notes", ".other.writing-x"}
 
 
 def test_an_output_that_exists_is_refused(net, tmp_path):

@@ -152,6 +152,10 @@ SPOILED = {
         lambda d: save_file({ESCAPE: torch.zeros(1)}, d / "model.safetensors"),
         "printable names",
     ),
+    "no numbers": (
+        lambda d: save_file(dict.fromkeys("ab", torch.zeros(0)), d / "model.safetensors"),
+        "expected the tensor",
+    ),
     "directory for a file": (
         lambda d: ((d / "model.safetensors").unlink(), (d / "model.safetensors").mkdir()),
         "complete",
@@ -252,7 +256,9 @@ def test_before_any_work(what, verb, directory, small, refused, tmp_path):
     assert {file.name for file in tmp_path.iterdir()} <= {"model", "outside.safetensors"}
 
 
-@pytest.mark.parametrize("what", ["index up", "link", "modules list", "no patch", "kind unknown"])
+@pytest.mark.parametrize(
+    "what", ["index up", "link", "modules list", "no patch", "kind unknown", "no numbers"]
+)
 def test_inspect_bears_it(what, directory, rankine):
     SPOILED[what][0](directory)
     ran = rankine("inspect", directory)

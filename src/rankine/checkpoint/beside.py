@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
 import shutil
@@ -16,6 +17,8 @@ from safetensors import SafetensorError
 from rankine.checkpoint.form import CONFIG, PATCH
 from rankine.errors import UserError
 
+#: Behind a directory's own name, in that of the sibling which takes its place.
+WRITING = "writing-"
 #: What a disk says that takes no more, or nothing from us.
 ROOM = "make room, and give the same command again: finished work is not done twice"
 CHOOSE = "choose another place, or ask for leave to write there"
@@ -48,16 +51,18 @@ def written_beside(directory: Path, force: bool = False) -> Iterator[Path]:
     """A temporary sibling to write into; on success it takes the place of `directory`.
 
     On any exception, KeyboardInterrupt included, the sibling is removed and what stood at
-    `directory` stays. Raises UserError for an output that may not be written and for a disk that
-    cannot take it.
+    `directory` stays; one that a killed process left is removed by the next. Raises UserError for
+    an output that may not be written and for a disk that cannot take it.
     """
     directory = Path(os.path.abspath(directory))
     check_output(directory, force)
+    prefix = f".{directory.name}.{WRITING}"
     with disk_errors(directory):
         directory.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+        _clear(directory.parent, prefix)
+        beside = Path(tempfile.mkdtemp(prefix=prefix, dir=directory.parent))
     try:
-        with disk_errors(directory):
+        with disk_errors(directory), _held(beside):
             yield beside
             beside.chmod(0o777 & ~_umask())
             check_output(directory, force)
@@ -82,6 +87,33 @@ def new_file(path: Path, force: bool = False) -> Iterator[Path]:
             yield Path(folder) / path.name
             for file in sorted(Path(folder).iterdir(), key=lambda f: f.name == path.name):
                 file.replace(path.parent / file.name)
+
+
+@contextmanager
+def _held(beside: Path) -> Iterator[bool]:
+    """Inside, the directory is locked (if it was free: the value). The lock goes with the process,
+    however that ends."""
+    handle = os.open(beside, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        free = True
+    except OSError:  # somebody writes there, or the file system has no locks
+        free = False
+    try:
+        yield free
+    finally:
+        os.close(handle)
+
+
+def _clear(parent: Path, prefix: str) -> None:
+    """Remove what killed processes left half-written: what nobody holds. One without content may
+    have been made this moment."""
+    with suppress(OSError):  # others clear too
+        for left in parent.iterdir():
+            if left.name.startswith(prefix) and any(left.iterdir()):
+                with _held(left) as free:
+                    if free:
+                        shutil.rmtree(left, ignore_errors=True)
 
 
 def final_name(beside: Path) -> str:

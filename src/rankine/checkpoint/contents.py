@@ -58,7 +58,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     modules = found["modules"]
     if not modules:
         return text
-    share = sum(m["stored_bits"] for m in modules.values()) / found["stored_bits"]
+    share = sum(m["stored_bits"] for m in modules.values()) / max(found["stored_bits"], 1)
     kinds = Counter(m["kind"] for m in modules.values())
     made_of = ", ".join(f"{count} {name}" for name, count in kinds.most_common())
     text += [f"{len(modules)} compressed modules ({made_of}), {share:.0%} of the stored bits", ""]

@@ -202,8 +202,8 @@ def _check_head(path: Path, fingerprint: Mapping[str, str]) -> None:
         _write(head, json.dumps({"fingerprint": dict(fingerprint)}, indent=1).encode())
         return
     try:
-        old = read_json(head)["fingerprint"]
-    except (UserError, KeyError):
+        old = dict(read_json(head)["fingerprint"])
+    except (UserError, KeyError, TypeError, ValueError):
         raise UserError(
             f"expected a readable {head}, found it damaged: start over with --fresh"
         ) from None
