@@ -14,7 +14,7 @@ from rankine.anatomy import Target, Weight
 from rankine.budget import Bid, Option
 from rankine.errors import UserError
 from rankine.linalg.anchor import anchored_goal
-from rankine.metric import Gram, Metric
+from rankine.metric import Metric
 from rankine.statistics import InputMoment, Need, OutputGradient
 from rankine.structures import Dense, LowRank, Structure
 
@@ -85,8 +85,8 @@ def two_sided(
 ) -> Metric:
     """‖G^{1/2} (W − Ŵ) H^{1/2}‖² with both moments shrunk towards the identity; half of it
     predicts the loss per term (KFAC)."""
-    inputs = Gram(evidence.inputs(weight).h_nn).shrink(shrink_in)
-    outputs = Gram(evidence.gradient(weight, need).h_nn).shrink(shrink_out)
+    inputs = evidence.inputs(weight).shrunk(shrink_in)
+    outputs = evidence.gradient(weight, need).shrunk(shrink_out)
     return Metric(inputs, outputs, scale=0.5)
 
 
@@ -115,11 +115,11 @@ class TwoSided:
     @property
     def gradient(self) -> OutputGradient:
         """The statistic of the output side."""
-        return OutputGradient(self.middle, self.clip)
+        return OutputGradient(self.middle, self.clip, compact=True)
 
     def needs(self, target: Target) -> frozenset[Need]:
         """Both sides."""
-        return frozenset({InputMoment(), self.gradient})
+        return frozenset({InputMoment(compact=True), self.gradient})
 
     def metric(self, target: Target, evidence: Evidence) -> Metric:
         """Half the squared two-sided norm predicts the loss per token."""
@@ -129,10 +129,10 @@ class TwoSided:
 
 def anchored(weight: Weight, source: Source, evidence: Evidence, ridge: float) -> Tensor:
     """The weight; on an anchored stream, shifted to give the dense outputs (linalg.anchor)."""
-    w_oi, cross_ii = source.weight(weight), source.cross(weight)
-    if cross_ii is None:
+    w_oi, cross = source.weight(weight), source.cross(weight)
+    if cross is None:
         return w_oi
-    return anchored_goal(w_oi, cross_ii, evidence.inputs(weight).h_nn, ridge)
+    return anchored_goal(w_oi, cross, evidence.inputs(weight).h_nn, ridge)
 
 
 def dense_bid(target: Target, goal: Tensor, dtype: torch.dtype, options: Sequence[Option]) -> Bid:

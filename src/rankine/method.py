@@ -30,6 +30,7 @@ from rankine.fitting import (
     two_sided,
     unless_rounding_hurts,
 )
+from rankine.linalg.anchor import Cross
 from rankine.metric import Metric
 from rankine.patch import Patch
 from rankine.statistics import Fisher, Moment, Need, OutputGradient
@@ -80,7 +81,7 @@ class Source(Protocol):
     def bias(self, weight: Weight) -> Tensor | None:
         """The (o,) bias that the layer adds."""
 
-    def cross(self, weight: Weight) -> Tensor | None:
+    def cross(self, weight: Weight) -> Cross | None:
         """E[x x'ᵀ] of dense and compressed inputs (anchored streams only)."""
 
 

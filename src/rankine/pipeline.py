@@ -20,12 +20,13 @@ from rankine.engine.accept import accept, check_conditions
 from rankine.engine.at_once import solve_at_once, solves_at_once
 from rankine.engine.given import check_data, is_text, task_of
 from rankine.engine.learn import chain_teacher, learn
+from rankine.engine.offer import measure, offer, offer_sizes
 from rankine.engine.parts import seen_by, stage_targets
 from rankine.engine.plan import Plan, driven, fixed_bytes, make_plan, methods_of
 from rankine.engine.run import Progress, Run, open_run, quiet
 from rankine.engine.search import smallest_that_holds
 from rankine.engine.solve import solve
-from rankine.engine.stage import Stage, allocate, measure, offer, offer_sizes
+from rankine.engine.stage import Stage, allocate, choose
 from rankine.engine.surveys import shared_surveys
 from rankine.errors import UserError
 from rankine.limits import allowing_pickles
@@ -131,7 +132,7 @@ def run_stage(run: Run, number: int) -> Stage | None:
             measure(stage)
     with timed(run, "allocate"):
         (offer_sizes if at_once else offer)(stage)
-        stage.choices = allocate(stage, run.recipe.budget(asked), fixed)
+        stage.choices = (allocate if at_once else choose)(stage, run.recipe.budget(asked), fixed)
     with timed(run, "solve"):
         run.patch |= solve_at_once(stage) if at_once else solve(stage, stage.choices)
     return stage

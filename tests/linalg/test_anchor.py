@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rankine.linalg.anchor import anchored_goal
+from rankine.linalg.anchor import Cross, anchored_goal
 
 
 def streams(n=200, i=6, o=4, noise=0.3, seed=0):
@@ -18,7 +18,7 @@ def streams(n=200, i=6, o=4, noise=0.3, seed=0):
 
 def moments(x, seen):
     """(E[x x'ᵀ], E[x' x'ᵀ])."""
-    return x.T @ seen / len(x), seen.T @ seen / len(x)
+    return Cross(x.T @ seen / len(x)), seen.T @ seen / len(x)
 
 
 def test_without_a_ridge_it_is_least_squares():
@@ -36,15 +36,15 @@ def test_it_minimises_the_ridge_objective(ridge, seed, samples):
     c, h = moments(x, seen)
     goal = anchored_goal(w, c, h, ridge)
     strength = ridge * h.diagonal().mean()
-    gradient = goal @ h - w @ c + strength * (goal - w)
-    assert float(gradient.abs().max()) < 1e-8 * float((w @ c).abs().max() + 1)
+    gradient = goal @ h - c.behind(w) + strength * (goal - w)
+    assert float(gradient.abs().max()) < 1e-8 * float(c.behind(w).abs().max() + 1)
 
 
 @pytest.mark.parametrize("ridge", [0.1, 1e-8])
 def test_streams_that_agree_leave_the_weight(ridge):
     w, x, _ = streams()
     h = x.T @ x / len(x)
-    assert torch.equal(anchored_goal(w, h, h, ridge), w)
+    assert torch.equal(anchored_goal(w, Cross(h), h, ridge), w)
 
 
 def test_off_the_data_it_is_the_weight():

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rankine.anatomy import Target, Weight
+from rankine.linalg.anchor import Cross
 from rankine.method import Compressor
 from rankine.patch import Patch
 from rankine.statistics import Fisher, Moment, OutputGradient
@@ -78,9 +79,11 @@ class Layer:
         """The layer's own."""
         return self.bias_o
 
-    def cross(self, weight: Weight) -> Tensor | None:
+    def cross(self, weight: Weight) -> Cross | None:
         """E[x x'ᵀ]."""
-        return None if self.seen_ni is None else self.x_ni.T @ self.seen_ni / len(self.x_ni)
+        if self.seen_ni is None:
+            return None
+        return Cross(self.x_ni.T @ self.seen_ni / len(self.x_ni))
 
     def fitted(self, method: Compressor, choice: Structure | int) -> tuple[Tensor, Patch]:
         """(Ŵ, the patch) of a rank or structure."""

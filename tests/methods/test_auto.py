@@ -8,7 +8,7 @@ import rankine
 import tiny_models as tiny
 from rankine.budget import total_bits, total_loss
 from rankine.errors import UserError
-from rankine.linalg.anchor import anchored_goal
+from rankine.linalg.anchor import Cross, anchored_goal
 from rankine.method import get
 from rankine.patch import stored_bits
 from rankine.structures import Dense, LowRank
@@ -39,7 +39,7 @@ def test_the_fit_is_the_best_for_the_anchored_goal_in_the_two_sided_norm(rank):
     method = get("auto", BARE)
     approx, patch = LAYER.fitted(method, rank)
     c, h = X.T @ SEEN / 300, SEEN.T @ SEEN / 300
-    goal = anchored_goal(LAYER.w_oi, c, h, method.ridge)
+    goal = anchored_goal(LAYER.w_oi, Cross(c), h, method.ridge)
     assert torch.allclose(method.goal(LAYER.target, LAYER, LAYER), goal)
     g = G.T @ G / 300
 

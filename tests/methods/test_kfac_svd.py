@@ -63,7 +63,7 @@ def test_gradients_scale_the_prediction_and_not_the_fit():
 
 def test_what_it_asks_to_be_measured():
     needs = get("kfac_svd").needs(LAYER.target)
-    assert needs == {InputMoment(), OutputGradient(0.75, 10.0)}
+    assert needs == {InputMoment(compact=True), OutputGradient(0.75, 10.0, compact=True)}
 
 
 def test_the_knapsack_predicts_less_loss_than_uniform_ranks():

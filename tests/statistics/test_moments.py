@@ -12,7 +12,7 @@ from surveys import GRADIENTS, INPUTS, close, surveyed
 import tiny_models as tiny
 from rankine.anatomy import describe
 from rankine.errors import UserError
-from rankine.statistics import Moment, MomentSum, OutputGradient, Walk, survey
+from rankine.statistics import CrossSum, Moment, MomentSum, OutputGradient, Walk, survey
 from rankine.statistics.boundaries import Boundaries
 from rankine.statistics.moments import clip_rows, middle_positions
 
@@ -45,12 +45,12 @@ def test_float32_rows_are_summed_in_float64():
 
 
 def test_moment_covariance_cross_moment_and_journal_form():
-    x, other, total, cross = normal(50, 4), normal(50, 3, seed=1), MomentSum(), MomentSum()
+    x, other, total, cross = normal(50, 4), normal(50, 3, seed=1), MomentSum(), CrossSum()
     total.add(x)
-    cross.add(x, other)
+    cross.add(other, x)
     found = total.mean()
     assert close(found.covariance, torch.cov(x.double().T, correction=0), 1e-12)
-    assert close(cross.mean().h_nn, other.double().T @ x.double() / 50, 1e-12)
+    assert close(cross.mean().c_ii, other.double().T @ x.double() / 50, 1e-12)
     back = Moment.from_tensors(found.tensors())
     assert back.count == 50
     assert torch.equal(back.h_nn, found.h_nn)

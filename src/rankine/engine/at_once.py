@@ -20,6 +20,8 @@ from rankine.statistics import InputMoment
 from rankine.statistics.survey import measured
 from rankine.structures import Structure
 
+#: What a walk measures for a block without the others.
+AT_ONCE = frozenset({InputMoment(), InputMoment(compact=True)})
 #: Points of a curve that are kept: a deep model has thousands of curves.
 POINTS = 128
 
@@ -32,7 +34,7 @@ def solves_at_once(stage: Stage) -> bool:
         method.by_size
         and method.stream == "dense"
         and method.refinement is None
-        and all(need <= {InputMoment()} for need in needed(stage, stage.targets).values())
+        and all(need <= AT_ONCE for need in needed(stage, stage.targets).values())
         and all(
             target.kind == "weight"
             and len(target.weights) == 1

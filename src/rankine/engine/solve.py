@@ -22,12 +22,14 @@ from torch import Tensor, nn
 from rankine.anatomy import Anatomy, Block, Target, Weight
 from rankine.budget import Option
 from rankine.engine.run import generator
-from rankine.engine.stage import Stage, WorkSource, by_block, fit, put
+from rankine.engine.stage import CHOICES, Stage, WorkSource, by_block, fit, put
 from rankine.errors import UserError
+from rankine.linalg.anchor import Cross
 from rankine.method import Evidence, Refine
 from rankine.patch import Patch
-from rankine.statistics import Fisher, Moment, MomentSum, OutputGradient, Walk
-from rankine.statistics.survey import finite
+from rankine.statistics import CrossSum, Fisher, Moment, MomentSum, OutputGradient, Walk
+from rankine.statistics.sums import finite
+from rankine.statistics.units import is_wide
 from rankine.statistics.walk import listening
 from rankine.structures import Dense
 from rankine.training.refine import refine_block
@@ -47,11 +49,26 @@ def solve(stage: Stage, choices: Mapping[str, Option]) -> Patch:
 def _solve_independent(stage: Stage, choices: Mapping[str, Option], due: Sequence[Target]) -> Patch:
     run, patch = stage.run, Patch()
     source = WorkSource(run)
+    solved: set[str] = set()
     for n, target in enumerate(by_block(run, due)):
         make = partial(fit, stage, target, choices[target.id], stage.evidence, source)
         patch |= put(run, *_journalled(stage, target.id, make))
+        solved.add(target.id)
+        _free_behind(stage, solved, due)
         run.progress("solve", n + 1, len(due))
     return patch
+
+
+def _free_behind(stage: Stage, solved: set[str], due: Sequence[Target]) -> None:
+    """Drop the statistics that only solved targets, and those that stay dense, had read."""
+    if stage.spool is None:
+        return
+    to_solve = {target.id for target in due}
+    for unit, users in stage.spool.users.items():
+        fits = [target.id for target in users if target.id in to_solve]
+        if solved.issuperset(fits):
+            went_into = [(f"solve-{stage.number}", fit) for fit in fits]
+            stage.spool.free(unit, [(f"choices-{stage.number}", CHOICES), *went_into])
 
 
 def _journalled(stage: Stage, unit: str, make: Callable[[], Patch]) -> tuple[Patch, Path]:
@@ -77,7 +94,7 @@ def _solve_in_order(stage: Stage, choices: Mapping[str, Option], due: Sequence[T
     dense_hidden = list(walk.hidden)
     order = Order.of(run.anatomy, due)
     seen = Live(stage.evidence)
-    done = 0
+    solved: set[str] = set()
     for stretch in order.stretches:
         before = list(walk.hidden)
         for block in stretch:
@@ -87,13 +104,14 @@ def _solve_in_order(stage: Stage, choices: Mapping[str, Option], due: Sequence[T
                 for s in range(len(block.steps)):
                     step = (block.index, s)
                     block_patch |= _solve_step(stage, choices, order, step, stream, seen)
-                    done += len(order.due.get(step, ()))
-                    run.progress("solve", done, len(due))
+                    solved |= {target.id for target in order.due.get(step, ())}
+                    run.progress("solve", len(solved), len(due))
                 if (settings := stage.method.refinement) is not None and block_patch:
                     block_patch = _refined(stage, stream, block, block_patch, settings)
                 patch |= block_patch
                 dense_hidden = stream.dense_outputs()
                 walk.advance(block)
+                _free_behind(stage, solved, due)
         if len(stretch) > 1:  # once more, with what later blocks' steps put into earlier ones
             walk.hidden = before
             for block in stretch:
@@ -101,6 +119,7 @@ def _solve_in_order(stage: Stage, choices: Mapping[str, Option], due: Sequence[T
     if OUTSIDE in order.due:  # behind the last block: the head
         behind = stream if walk.whole else Stream.behind(walk, dense_hidden)
         patch |= _solve_step(stage, choices, order, OUTSIDE, behind, seen)
+        _free_behind(stage, {target.id for target in due}, due)
         run.progress("solve", len(due), len(due))
     return patch
 
@@ -180,20 +199,21 @@ class Stream:
 
     @torch.no_grad()
     def moments(
-        self, reads: Sequence[str], anchored: bool
-    ) -> tuple[dict[str, Moment], dict[str, Moment]]:
-        """(E[x' x'ᵀ], E[x x'ᵀ]) of the named tensors; the second only for anchored streams."""
+        self, reads: Mapping[str, Tensor | None], anchored: bool
+    ) -> tuple[dict[str, Moment], dict[str, Cross]]:
+        """(E[x' x'ᵀ], E[x x'ᵀ]) of the named tensors; the second only for anchored streams, on the
+        named basis where there is one."""
         group = self.walk.group
         own = {key: MomentSum() for key in reads}
-        cross = {key: MomentSum() for key in reads}
+        cross = {key: CrossSum(basis) for key, basis in reads.items()}
         for n, hidden in enumerate(self.walk.hidden):
-            seen = self._inputs(self.work, reads, n, hidden)
+            seen = self._inputs(self.work, list(reads), n, hidden)
             for key, x in seen.items():
                 own[key].add(x)
             if anchored:
-                before = self._inputs(self.dense, reads, n, self.dense_hidden[n])
+                before = self._inputs(self.dense, list(reads), n, self.dense_hidden[n])
                 for key, x in seen.items():
-                    cross[key].add(x, before[key])
+                    cross[key].add(before[key], x)
         return (
             {k: finite(m, k, "activations of the compressed model", group) for k, m in own.items()},
             {k: finite(m, k, "activations", group) for k, m in cross.items()} if anchored else {},
@@ -236,7 +256,7 @@ class Live:
 
     survey: Evidence
     moments: dict[str, Moment] = field(default_factory=dict)
-    crosses: dict[str, Tensor] = field(default_factory=dict)
+    crosses: dict[str, Cross] = field(default_factory=dict)
 
     def inputs(self, weight: Weight) -> Moment:
         """What the weight reads behind the compressed prefix."""
@@ -283,10 +303,11 @@ def _solve_step(
         # Both streams route on their own: what an expert reads in one has no like in the other.
         and weight.operator != "bank"
     ]
-    if reads := sorted({weight.reads for _, weight in open_}):
+    if open_:
+        reads = _with_bases(stream.walk, [weight for _, weight in open_])
         own, cross = stream.moments(reads, stage.method.stream == "anchored")
         seen.moments.update(own)
-        seen.crosses.update({key: moment.h_nn for key, moment in cross.items()})
+        seen.crosses.update(cross)
     source = WorkSource(run, seen.crosses)
     fitted = []
     for target in targets:
@@ -297,6 +318,17 @@ def _solve_step(
         patch |= remembered if stage.method.refinement is None else one
     seen.keep(order.reads_after(step))
     return patch
+
+
+def _with_bases(walk: Walk, weights: Sequence[Weight]) -> dict[str, Tensor | None]:
+    """What the weights read → the basis of a wide weight that reads it by itself."""
+    readers: dict[str, dict[str, Weight]] = {}
+    for weight in weights:
+        readers.setdefault(weight.reads, {})[weight.path] = weight
+    return {
+        key: walk.bases(next(iter(by.values()))) if len(by) == 1 and is_wide(*by.values()) else None
+        for key, by in sorted(readers.items())
+    }
 
 
 def _refined(stage: Stage, stream: Stream, block: Block, patch: Patch, settings: Refine) -> Patch:

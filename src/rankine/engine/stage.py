@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,13 +18,17 @@ from rankine.anatomy import Target, Weight
 from rankine.budget import Bid, Budget, Option
 from rankine.checkpoint.journal import digest
 from rankine.engine.run import Run
-from rankine.engine.surveys import survey_journal
+from rankine.engine.spool import Spool
 from rankine.errors import BudgetError, UserError
 from rankine.evaluation.latency import pays
+from rankine.linalg.anchor import Cross
 from rankine.method import Compressor, Evidence
 from rankine.patch import Patch
-from rankine.statistics import Fisher, Moment, Need, OutputGradient, Statistics, survey
-from rankine.structures import Dense, matrix
+from rankine.statistics import Fisher, Moment, Need, OutputGradient
+from rankine.structures import Dense, from_json, matrix
+
+#: The one entry of the stage "choices-0".
+CHOICES = "options"
 
 
 @dataclass
@@ -37,6 +42,8 @@ class Stage:
     evidence: Evidence = field(default_factory=lambda: Nothing())
     bids: list[Bid] = field(default_factory=list)
     choices: dict[str, Option] = field(default_factory=dict)
+    #: Where its statistics wait, if it measured any.
+    spool: Spool | None = None
 
     @property
     def weights(self) -> int:
@@ -72,7 +79,7 @@ class WorkSource:
     """Weights of the stage's input, and the cross moments of an anchored stream."""
 
     run: Run
-    crosses: Mapping[str, Tensor] = field(default_factory=dict)
+    crosses: Mapping[str, Cross] = field(default_factory=dict)
 
     def weight(self, weight: Weight) -> Tensor:
         """(o, i), in the dtype of computation. Raises UserError where it holds NaN or infinity."""
@@ -90,7 +97,7 @@ class WorkSource:
         bias: Tensor | None = getattr(self.run.work.get_submodule(weight.path), "bias", None)
         return None if bias is None else bias.detach()
 
-    def cross(self, weight: Weight) -> Tensor | None:
+    def cross(self, weight: Weight) -> Cross | None:
         """E[x x'ᵀ] where the stream is anchored."""
         return self.crosses.get(weight.reads)
 
@@ -98,48 +105,6 @@ class WorkSource:
 def needed(stage: Stage, targets: Sequence[Target]) -> dict[str, frozenset[Need]]:
     """Weight path → what must be measured for it."""
     return {w.path: need for t in targets if (need := stage.method.needs(t)) for w in t.weights}
-
-
-def measure(stage: Stage) -> None:
-    """Survey: one walk gathers the union of what the method declares for its targets."""
-    needs = needed(stage, stage.targets)
-    if not needs:
-        return
-    run = stage.run
-    unit = f"survey-{stage.number}"
-    walk = run.walk()
-    with survey_journal(run, stage.number, needs) as journal:
-
-        def load(block: str) -> Mapping[str, Tensor] | None:
-            entry = journal.get(unit, block)
-            return entry[0] if entry is not None else None
-
-        def keep(block: str, tensors: Mapping[str, Tensor]) -> None:
-            journal.put(unit, block, dict(tensors), {})
-
-        def step(done: int, total: int) -> None:
-            run.progress("survey", done, total)
-
-        stage.evidence = survey(walk, needs, load, keep, step)
-
-
-def offer(stage: Stage) -> None:
-    """Each target's bid: its sizes, their bits and losses."""
-    source = WorkSource(stage.run)
-    dtype = stage.run.store_dtype
-    stage.bids = []
-    for target in by_block(stage.run, stage.targets):
-        goal = stage.method.goal(target, source, stage.evidence)
-        metric = stage.method.metric(target, stage.evidence)
-        bid = stage.method.bid(target, goal, metric, dtype)
-        stage.bids.append(only_dense(bid) if slow(stage, target) else bid)
-        stage.run.progress("bids", len(stage.bids), len(stage.targets))
-
-
-def offer_sizes(stage: Stage) -> None:
-    """The same for a rule that looks at sizes alone."""
-    bids = [(t, stage.method.sizes(t, stage.run.store_dtype)) for t in stage.targets]
-    stage.bids = [only_dense(bid) if slow(stage, t) else bid for t, bid in bids]
 
 
 def by_block(run: Run, targets: Sequence[Target]) -> Iterator[Target]:
@@ -163,6 +128,31 @@ def only_dense(bid: Bid) -> Bid:
     """The bid with nothing but its dense option."""
     dense = tuple(o for o in bid.options if isinstance(o.structure, Dense))
     return replace(bid, options=dense)
+
+
+def choose(stage: Stage, budget: Budget | None, fixed_bytes: int = 0) -> dict[str, Option]:
+    """What `allocate` chose, once for all: a rule that probes reads statistics which are gone when
+    a run is resumed."""
+    journal, name = stage.run.journal, f"choices-{stage.number}"
+    known = journal.get(name, CHOICES)
+    if known is not None:
+        return {target: option_from(data) for target, data in known[1]["options"].items()}
+    choices = allocate(stage, budget, fixed_bytes)
+    data = {target: option_to_json(option) for target, option in choices.items()}
+    journal.put(name, CHOICES, {}, {"options": data})
+    return choices
+
+
+def option_to_json(option: Option) -> list[Any]:
+    """For the journal; exact."""
+    structure = option.structure.to_json()
+    return [structure, option.bits, option.loss, option.by, option.seconds]
+
+
+def option_from(data: list[Any]) -> Option:
+    """Inverse of `option_to_json`."""
+    structure, *rest = data
+    return Option(from_json(structure), *rest)
 
 
 def allocate(stage: Stage, budget: Budget | None, fixed_bytes: int = 0) -> dict[str, Option]:
@@ -303,4 +293,4 @@ def tried(run: Run, patch: Patch) -> Iterator[None]:
                 setattr(run.work.get_submodule(parent), leaf, module)
 
 
-__all__ = ["Stage", "Statistics", "WorkSource", "allocate", "fit", "measure", "offer", "put"]
+__all__ = ["Stage", "WorkSource", "allocate", "fit", "put"]

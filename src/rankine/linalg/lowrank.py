@@ -21,6 +21,8 @@ from rankine.linalg.roots import symmetric
 
 #: Below this fraction of the largest squared singular value a Gram eigenvalue is rounding noise.
 NOISE = 1e-13
+#: And below this one its direction is better found through P T than through Tᵀ G T.
+FAINT = 1e-9
 
 
 @dataclass(frozen=True)
@@ -64,21 +66,21 @@ def _wide(t_oi: Tensor, inputs: Gram | None, outputs: Gram | None) -> Solution:
 
 
 def _tall(t_oi: Tensor, inputs: Gram | None, outputs: Gram | None) -> Solution:
-    """S's root, then the (i, i) Gram of M; its eigenvectors V give U = M V / σ."""
-    gt_io = t_oi.mT if outputs is None else outputs.times(t_oi.mT)  # (G T)ᵀ
-    inner_ii = gt_io @ t_oi
-    if inputs is not None:
-        inner_ii = inputs.left(inputs.right(inner_ii))  # Sᵀ (Tᵀ G T) S
+    """S's root, then the (i, i) Gram of M; its eigenvectors V give U = M V / σ. Of the outputs
+    only Tᵀ G T is asked: B = P⁻¹ U = T S V / σ, made orthonormal in G itself, and A = Bᵀ G T."""
+    form_ii = t_oi.mT @ t_oi if outputs is None else outputs.congruence(t_oi.mT)
+    # Sᵀ (Tᵀ G T) S
+    inner_ii = form_ii if inputs is None else inputs.left(inputs.right(form_ii))
     squared_n, v_ii = _eigen(inner_ii)
 
     def pair(rank: int) -> tuple[Tensor, Tensor]:
         v_ir, squared_r = v_ii[..., :rank], squared_n[..., :rank]
-        if outputs is not None and bool((squared_r > 0).all()):
-            # P never appears: B is made orthonormal in the metric G itself.
-            b_or = _right(t_oi, inputs) @ (v_ir / squared_r.sqrt().unsqueeze(-2))
-            lower = torch.linalg.cholesky(symmetric(outputs.congruence(b_or.mT)))
-            b_or = torch.linalg.solve_triangular(lower, b_or.mT, upper=False).mT
-            return b_or, b_or.mT @ gt_io.mT
+        if outputs is not None and bool((squared_r > FAINT * squared_n[..., :1]).all()):
+            x_ir = v_ir if inputs is None else inputs.times_root(v_ir)
+            x_ir = x_ir / squared_r.sqrt().unsqueeze(-2)
+            lower = torch.linalg.cholesky(symmetric(x_ir.mT @ form_ii @ x_ir))
+            x_ri = torch.linalg.solve_triangular(lower, x_ir.mT, upper=False)
+            return t_oi @ x_ri.mT, x_ri @ form_ii
         pt_oi = t_oi if outputs is None else outputs.left(t_oi)
         u_or = _orthonormal(_right(pt_oi, inputs) @ v_ir)
         return _output_side(u_or, squared_r, pt_oi, outputs)

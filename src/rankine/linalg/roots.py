@@ -43,6 +43,10 @@ class Root:
         """T S, for a (..., m, n) matrix whose columns live in the space of H."""
         return (t.double() @ self.q_nn) * self.s_n.unsqueeze(-2)
 
+    def times(self, t: Tensor) -> Tensor:
+        """S T, for a (..., n, m) matrix."""
+        return self.q_nn @ (self.s_n.unsqueeze(-1) * t.double())
+
     def right_inverse(self, t: Tensor) -> Tensor:
         """T S⁻¹."""
         return (t.double() / self.s_n.unsqueeze(-2)) @ self.q_nn.mT

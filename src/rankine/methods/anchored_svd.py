@@ -17,7 +17,7 @@ from torch import Tensor
 from rankine.anatomy import Target
 from rankine.fitting import anchored, expect
 from rankine.method import Card, Compressor, Evidence, Source, Stream, method
-from rankine.metric import Gram, Metric
+from rankine.metric import Metric
 from rankine.statistics import InputMoment, Need
 
 
@@ -48,11 +48,11 @@ class AnchoredSVD(Compressor):
 
     def needs(self, target: Target) -> frozenset[Need]:
         """The second moment of what the weight reads (for the bids; the solve measures its own)."""
-        return frozenset({InputMoment()})
+        return frozenset({InputMoment(compact=True)})
 
     def metric(self, target: Target, evidence: Evidence) -> Metric:
         """‖(T − Ŵ) S'‖_F."""
-        return Metric(inputs=Gram(evidence.inputs(target.weights[0]).h_nn))
+        return Metric(inputs=evidence.inputs(target.weights[0]).gram)
 
     def goal(self, target: Target, source: Source, evidence: Evidence) -> Tensor:
         """The weight, shifted to the compressed stream once there is one."""

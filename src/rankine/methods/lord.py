@@ -18,7 +18,7 @@ from rankine.anatomy import Target
 from rankine.budget import Bid, Knapsack, Option, Uniform
 from rankine.errors import UserError
 from rankine.method import Bench, Card, Compressor, Evidence, method
-from rankine.metric import Gram, Metric
+from rankine.metric import Metric
 from rankine.patch import Patch
 from rankine.statistics import InputMoment, Need
 from rankine.structures import LowRank, Structure
@@ -62,14 +62,14 @@ class LoRD(Compressor):
 
     def needs(self, target: Target) -> frozenset[Need]:
         """Moment and mean of what the weight reads: Cov(y) = W Cov(x) Wᵀ."""
-        return frozenset({InputMoment()})
+        return frozenset({InputMoment(compact=True)})
 
     def metric(self, target: Target, evidence: Evidence) -> Metric:
         """‖(W − Ŵ)(x − μ)‖: the output's covariance, seen from the input side."""
         moment = evidence.inputs(target.weights[0])
         if not self.centred:
-            return Metric(inputs=Gram(moment.h_nn))
-        return Metric(inputs=Gram(moment.covariance), mean_i=moment.mean_n)
+            return Metric(inputs=moment.gram)
+        return Metric(inputs=moment.centred, mean_i=moment.mean_n)
 
     def structure(self, target: Target) -> Structure:
         """A centred fit adds a bias where the layer has none."""

@@ -37,7 +37,7 @@ class SVDLLM(Compressor):
 
     def needs(self, target: Target) -> frozenset[Need]:
         """The second moment of what the weight reads."""
-        return frozenset({InputMoment()})
+        return frozenset({InputMoment(compact=True)})
 
     def metric(self, target: Target, evidence: Evidence) -> Metric:
         """‖(W − Ŵ) S‖_F."""

@@ -17,10 +17,12 @@ IN_MEMORY = 1 << 30
 
 
 class Boundaries:
-    """A stack of lists of tensors; a context manager that removes its files."""
+    """A stack of lists of tensors; a context manager that removes its files, which lie below
+    `scratch` (default: where the system keeps temporary files)."""
 
-    def __init__(self, in_memory: int = IN_MEMORY) -> None:
+    def __init__(self, in_memory: int = IN_MEMORY, scratch: Path | None = None) -> None:
         self._left = in_memory
+        self._scratch = scratch or Path(tempfile.gettempdir())
         self._stack: list[list[Tensor] | Path] = []
         self._directory: tempfile.TemporaryDirectory[str] | None = None
 
@@ -32,8 +34,10 @@ class Boundaries:
             self._stack.append(list(hidden))
             return
         if self._directory is None:
-            with disk_errors(Path(tempfile.gettempdir())):
-                self._directory = tempfile.TemporaryDirectory(prefix="rankine-boundaries-")
+            with disk_errors(self._scratch):
+                self._directory = tempfile.TemporaryDirectory(
+                    prefix="rankine-boundaries-", dir=self._scratch
+                )
         file = Path(self._directory.name) / f"{len(self._stack)}.safetensors"
         # Clones: slices of one input share their storage, which safetensors refuses.
         with disk_errors(file.parent):

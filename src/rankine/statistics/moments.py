@@ -4,12 +4,14 @@ the calibration data was batched or ordered (up to float64 rounding)."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from rankine.linalg.anchor import Cross
+from rankine.linalg.packed import pack, unpack
 from rankine.metric import Gram
 from rankine.ranks import Group
 from rankine.statistics.fisher import WeightFisher
@@ -17,7 +19,14 @@ from rankine.statistics.fisher import WeightFisher
 
 @dataclass(frozen=True)
 class InputMoment:
-    """Need: E[x xᵀ] and E[x] of what a weight reads."""
+    """Need: E[x xᵀ] and E[x] of what a weight reads.
+
+    `compact`: who only compares matrices T whose rows lie in the weight's row space asks for T H Tᵀ
+    alone. Of a wide weight that reads its input by itself, H is then measured on that space: fewer
+    products, and half to a tenth of the memory (`Moment.basis_nk`).
+    """
+
+    compact: bool = False
 
 
 @dataclass(frozen=True)
@@ -41,78 +50,165 @@ class OutputGradient:
 
     `middle`: share of each example's positions used, around its centre; `clip`: each position's
     norm is brought into [1/clip, clip] × its example's mean (KFAC-SVD 2026: this keeps outliers
-    from collapsing the rank).
+    from collapsing the rank). `compact`: as of `InputMoment`, on the column space of a tall weight.
     """
 
     middle: float = 1.0
     clip: float | None = None
+    compact: bool = False
 
 
 Need = InputMoment | InputMagnitude | Lookups | OutputGradient | WeightFisher
 
 
+#: A weight's smaller side is worth a basis of its own up to this share of the larger one.
+COMPACT = 0.5
+
+
 @dataclass(frozen=True)
 class Moment:
-    """Second moment `h_nn` (float64, mean over positions), mean `mean_n`, number of positions."""
+    """Second moment `h_nn` (float64, mean over positions), mean `mean_n`, number of positions.
+
+    Measured on a subspace, `h_nn` is QᵀHQ (k, k) with Q = `basis_nk` (orthonormal columns), and
+    `rest_1` the mean of the trace outside of it.
+    """
 
     h_nn: Tensor
     mean_n: Tensor
     count: int
+    basis_nk: Tensor | None = None
+    rest_1: Tensor | None = None
+    _shrunk: dict[float, Gram] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
     def gram(self) -> Gram:
         """H as one side of a metric; weights that read the same tensor share its root."""
-        return Gram(self.h_nn)
+        return Gram(self.h_nn, basis_nk=self.basis_nk, rest_1=self.rest_1)
+
+    @cached_property
+    def centred(self) -> Gram:
+        """H − μ μᵀ as one side of a metric."""
+        if self.basis_nk is None:
+            return Gram(self.covariance)
+        assert self.rest_1 is not None
+        n, k = self.basis_nk.shape
+        inside_k = self.basis_nk.double().mT @ self.mean_n
+        beside = (self.mean_n.square().sum() - inside_k.square().sum()) / (n - k)
+        covariance_kk = self.h_nn - torch.outer(inside_k, inside_k)
+        rest_1 = (self.rest_1 - beside).clamp_min(0)
+        return Gram(covariance_kk, basis_nk=self.basis_nk, rest_1=rest_1)
+
+    def shrunk(self, amount: float) -> Gram:
+        """`gram.shrink(amount)`, one for all who ask."""
+        if amount not in self._shrunk:
+            self._shrunk[amount] = self.gram.shrink(amount)
+        return self._shrunk[amount]
 
     @property
     def covariance(self) -> Tensor:
-        """H − μ μᵀ."""
+        """H − μ μᵀ, of a moment on the whole space."""
         return self.h_nn - torch.outer(self.mean_n, self.mean_n)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """For the journal."""
-        return {"h": self.h_nn, "mean": self.mean_n, "count": torch.tensor(self.count)}
+    def scale(self, factor: float) -> None:
+        """Multiply H in place."""
+        self.h_nn.mul_(factor)
+        if self.rest_1 is not None:
+            self.rest_1.mul_(factor)
+
+    def tensors(self, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+        """For the journal: H by its triangle, in `dtype`."""
+        found = {"h": pack(self.h_nn).to(dtype), "mean": self.mean_n}
+        if self.rest_1 is not None:
+            found["rest"] = self.rest_1
+        return {**found, "count": torch.tensor(self.count)}
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Moment:
-        """Inverse of `tensors`."""
-        return cls(tensors["h"], tensors["mean"], int(tensors["count"]))
+    def from_tensors(cls, tensors: Mapping[str, Tensor], basis_nk: Tensor | None = None) -> Moment:
+        """Inverse of `tensors`; the basis is not among them (it follows from the weight)."""
+        h_nn, count = unpack(tensors["h"]).double(), int(tensors["count"])
+        return cls(h_nn, tensors["mean"], count, basis_nk, tensors.get("rest"))
 
 
 class MomentSum:
-    """Running Σ x xᵀ, Σ x and count; `add` takes (positions, n) rows."""
+    """Running Σ x xᵀ, Σ x and count; `add` takes (positions, n) rows. With `basis_nk` the first is
+    measured on its span: float32 products of float32 rows, summed in float64."""
 
-    def __init__(self) -> None:
+    def __init__(self, basis_nk: Tensor | None = None) -> None:
+        self.basis_nk = basis_nk
         self.h_nn: Tensor | None = None
         self.sum_n: Tensor | None = None
+        self.power = 0.0
         self.count = 0
 
-    def add(self, x_tn: Tensor, other_tn: Tensor | None = None) -> None:
-        """Add rows; with `other_tn` the cross moment Σ other xᵀ instead of Σ x xᵀ."""
+    def add(self, x_tn: Tensor) -> None:
+        """Add rows."""
         if x_tn.shape[0] == 0:
             return
-        x = x_tn.double()
-        left = x if other_tn is None else other_tn.double()
+        wide = x_tn.double()
+        x = wide
+        if self.basis_nk is not None:
+            x = (x_tn.to(self.basis_nk) @ self.basis_nk).double()
+            self.power += float(wide.square().sum())
         if self.h_nn is None or self.sum_n is None:
-            self.h_nn = x.new_zeros(left.shape[1], x.shape[1])
-            self.sum_n = x.new_zeros(x.shape[1])
-        self.h_nn.addmm_(left.mT, x)
-        self.sum_n += x.sum(0)
+            self.h_nn = x.new_zeros(x.shape[1], x.shape[1])
+            self.sum_n = x.new_zeros(wide.shape[1])
+        self.h_nn.addmm_(x.mT, x)
+        self.sum_n += wide.sum(0)
         self.count += x.shape[0]
 
     def over(self, group: Group) -> None:
         """Add what the other ranks summed."""
         self.h_nn, self.sum_n = group.sum(self.h_nn, self.sum_n)
+        self.power = group.total(self.power)
         self.count = group.total(self.count)
 
     def mean(self) -> Moment:
         """The moment, which takes the sum's memory; raises ValueError when nothing was added."""
         if self.h_nn is None or self.sum_n is None:
             raise ValueError("no positions were measured")
-        moment = Moment(self.h_nn.div_(self.count), self.sum_n.div_(self.count), self.count)
+        rest_1 = None
+        if self.basis_nk is not None:
+            n, k = self.basis_nk.shape
+            rest = (self.power - float(self.h_nn.trace())) / (self.count * (n - k))
+            rest_1 = self.h_nn.new_tensor([max(rest, 0.0)])
+        h_nn, mean_n = self.h_nn.div_(self.count), self.sum_n.div_(self.count)
+        moment = Moment(h_nn, mean_n, self.count, self.basis_nk, rest_1)
         self.h_nn = self.sum_n = None
         self.count = 0
         return moment
+
+
+class CrossSum:
+    """Running Σ x x'ᵀ of what a layer reads in two models, and count. With `basis_nk` of the rows
+    of the weight W that reads it, Σ (Qᵀx) x'ᵀ: all that W C asks for."""
+
+    def __init__(self, basis_nk: Tensor | None = None) -> None:
+        self.basis_nk = basis_nk
+        self.c_nn: Tensor | None = None
+        self.count = 0
+
+    def add(self, x_tn: Tensor, other_tn: Tensor) -> None:
+        """Add rows of both, position by position."""
+        if x_tn.shape[0] == 0:
+            return
+        if self.basis_nk is not None:
+            x_tn = x_tn.to(self.basis_nk) @ self.basis_nk
+        x, other = x_tn.double(), other_tn.double()
+        if self.c_nn is None:
+            self.c_nn = x.new_zeros(x.shape[1], other.shape[1])
+        self.c_nn.addmm_(x.mT, other)
+        self.count += x.shape[0]
+
+    def over(self, group: Group) -> None:
+        """Add what the other ranks summed."""
+        (self.c_nn,) = group.sum(self.c_nn)
+        self.count = group.total(self.count)
+
+    def mean(self) -> Cross:
+        """The mean, which takes the sum's memory; raises ValueError when nothing was added."""
+        if self.c_nn is None:
+            raise ValueError("no positions were measured")
+        return Cross(self.c_nn.div_(self.count), self.basis_nk)
 
 
 @dataclass(frozen=True)

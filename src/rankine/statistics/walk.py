@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from rankine.anatomy import Anatomy, Block, Weight
 from rankine.checkpoint.streamed import Resident, Weights
 from rankine.ranks import Group
+from rankine.statistics.bases import Bases
 from rankine.tasks.task import Task
 
 
@@ -142,6 +143,7 @@ class Walk:
     ):
         self.model, self.anatomy, self.task = model, anatomy, task
         self.weights = weights or Resident()
+        self.bases = Bases(model, self.weights)
         self.group = group or Group()
         self.batches = self.group.share(batches)
         self.calls: list[list[Call]] = []

@@ -16,11 +16,12 @@ from rankine.budget import Uniform
 from rankine.discovery import get
 from rankine.engine.at_once import solves_at_once
 from rankine.engine.run import cast, open_run
-from rankine.engine.stage import Stage, WorkSource, measure
+from rankine.engine.stage import Stage, WorkSource, needed
 from rankine.method import Compressor
 from rankine.patch import stored_bits
 from rankine.pipeline import Result
 from rankine.recipe import Recipe
+from rankine.statistics import survey
 from rankine.structures import Dense, LowRank
 from rankine.testing import models as tiny
 from rankine.testing.rows import Row
@@ -236,12 +237,14 @@ class MethodChecks:
         pivoted = "pivoted" in row.knobs.get("structures", ())
         with open_run(Recipe.of(**row.asked), tiny.llama(), tiny.tokens(2, 4)) as run:
             stage = Stage(run, method, 0, method.targets(run.anatomy))
-            measure(stage)
+            spool: dict[str, Any] = {}
+            needs = needed(stage, stage.targets)
+            found = survey(run.walk(), needs, spool.get, spool.__setitem__)
             for target in stage.targets[:7]:
-                goal = method.goal(target, WorkSource(run), stage.evidence)
+                goal = method.goal(target, WorkSource(run), found)
                 w_oi = goal.detach().double()
                 full = LowRank(min(target.shape), pivoted=pivoted)
-                parts = full.encode(w_oi, method.metric(target, stage.evidence))
+                parts = full.encode(w_oi, method.metric(target, found))
                 error = (full.decode(parts) - w_oi).abs().max() / w_oi.abs().max()
                 assert float(error) < 1e-5, target.id
 
