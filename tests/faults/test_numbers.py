@@ -56,9 +56,10 @@ def test_full_rank_recovers_the_weight_whatever_the_data(kind, method):
     """Also where the moment says nothing: no component of the weight is lost off the data."""
     from rankine.anatomy import describe
     from rankine.engine.run import open_run
-    from rankine.engine.stage import Stage, WorkSource, measure
+    from rankine.engine.stage import Stage, WorkSource, needed
     from rankine.method import get
     from rankine.recipe import Recipe
+    from rankine.statistics import survey
     from rankine.structures import LowRank
 
     net = tiny.mlp().double()
@@ -67,9 +68,10 @@ def test_full_rank_recovers_the_weight_whatever_the_data(kind, method):
     solver, recipe = get(method, {}), Recipe.of(**fields(method))
     with open_run(recipe, net, task) as run:
         stage = Stage(run, solver, 0, list(solver.targets(describe(run.work))))
-        measure(stage)
+        spool = {}
+        found = survey(run.walk(), needed(stage, stage.targets), spool.get, spool.__setitem__)
         for target in stage.targets:
-            metric = solver.metric(target, stage.evidence)
+            metric = solver.metric(target, found)
             w = WorkSource(run).weight(target.weights[0]).double()
             structure = LowRank(min(w.shape))
             again = structure.decode(structure.encode(w, metric))

@@ -10,6 +10,10 @@ from rankine.checkpoint import directory_bytes
 #: Share of the free memory that a run plans with.
 SHARE = 0.8
 
+#: Peak of a run that keeps everything in memory, in sizes of a 16-bit checkpoint: four models at
+#: a time, two of them in float32, and room to compute (8.1 measured).
+COPIES = 8.5
+
 #: Where Linux says what a container may use: limit and use, in both versions of cgroups.
 CGROUPS = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
@@ -27,12 +31,12 @@ def available() -> int:
 
 
 def fits(directory: Path, limit: str | None) -> bool:
-    """Can the model of a directory be held as stored and once more in float32, as a run does that
-    keeps everything in memory? `limit`: what the user allows ("4GB"), else a share of what is
-    free."""
+    """Can a run keep everything in memory: the model of a directory as stored and in float32, and
+    beside them, when it measures, the dense model and the result once more? `limit`: what the user
+    allows ("4GB"), else a share of what is free."""
     allowed = parse_size(limit) if limit is not None else int(SHARE * available())
     stored, _ = directory_bytes(directory)
-    return 3 * stored <= allowed  # 16-bit weights and their float32 copy
+    return COPIES * stored <= allowed
 
 
 def _machine() -> int | None:

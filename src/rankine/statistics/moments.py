@@ -116,8 +116,10 @@ class Moment:
             self.rest_1.mul_(factor)
 
     def tensors(self, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
-        """For the journal: H by its triangle, in `dtype`."""
-        found = {"h": pack(self.h_nn).to(dtype), "mean": self.mean_n}
+        """For the journal: H by its triangle, in `dtype`, in units of a power of two near its
+        largest entry (squares of float32 numbers need not fit into float32)."""
+        unit = torch.exp2(self.h_nn.abs().max().log2().floor().nan_to_num(0.0, 0.0, 0.0))
+        found = {"h": pack(self.h_nn).div_(unit).to(dtype), "unit": unit, "mean": self.mean_n}
         if self.rest_1 is not None:
             found["rest"] = self.rest_1
         return {**found, "count": torch.tensor(self.count)}
@@ -125,7 +127,7 @@ class Moment:
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], basis_nk: Tensor | None = None) -> Moment:
         """Inverse of `tensors`; the basis is not among them (it follows from the weight)."""
-        h_nn, count = unpack(tensors["h"]).double(), int(tensors["count"])
+        h_nn, count = unpack(tensors["h"]).double().mul_(tensors["unit"]), int(tensors["count"])
         return cls(h_nn, tensors["mean"], count, basis_nk, tensors.get("rest"))
 
 
