@@ -29,7 +29,7 @@ from rankine.method import Evidence, Refine
 from rankine.patch import Patch
 from rankine.statistics import CrossSum, Fisher, Moment, MomentSum, OutputGradient, Walk
 from rankine.statistics.sums import finite
-from rankine.statistics.units import is_wide
+from rankine.statistics.units import reads_alone
 from rankine.statistics.walk import listening
 from rankine.structures import Dense
 from rankine.training.refine import refine_block
@@ -322,12 +322,9 @@ def _solve_step(
 
 def _with_bases(walk: Walk, weights: Sequence[Weight]) -> dict[str, Tensor | None]:
     """What the weights read → the basis of a wide weight that reads it by itself."""
-    readers: dict[str, dict[str, Weight]] = {}
-    for weight in weights:
-        readers.setdefault(weight.reads, {})[weight.path] = weight
     return {
-        key: walk.bases(next(iter(by.values()))) if len(by) == 1 and is_wide(*by.values()) else None
-        for key, by in sorted(readers.items())
+        weight.reads: walk.bases(weight) if reads_alone(weight, walk.anatomy.weights) else None
+        for weight in sorted(weights, key=lambda weight: weight.reads)
     }
 
 

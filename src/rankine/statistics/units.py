@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,8 @@ from rankine.statistics.walk import Walk
 #: What sums an input's statistic, and a gradient's.
 InputSum = MomentSum | MagnitudeSum | LookupSum | BankSum
 GradientSum = MomentSum | BankGradientSum
+#: Who asks for the moment of one input, and how.
+Asked = list[tuple[Weight, InputMoment]]
 #: Block index of the weights outside all blocks.
 OUTSIDE = -1
 
@@ -93,10 +95,15 @@ def is_tall(weight: Weight) -> bool:
     return weight.operator in ("linear", "conv1d") and weight.shape[1] <= COMPACT * weight.shape[0]
 
 
-def reads_compactly(readers: Sequence[tuple[Weight, InputMoment]]) -> bool:
-    """Is the moment of an input measured on the row space of what reads it? `readers`: all the
-    weights that ask for it."""
-    return len(readers) == 1 and readers[0][1].compact and is_wide(readers[0][0])
+def reads_alone(weight: Weight, weights: Iterable[Weight]) -> bool:
+    """Is it wide, and the only one of `weights` that reads its input? Whoever else reads it counts,
+    measured or not: what is left to do in a resumed run must not change how it is done."""
+    return is_wide(weight) and sum(other.reads == weight.reads for other in weights) == 1
+
+
+def reads_compactly(asked: Asked, weights: Iterable[Weight]) -> bool:
+    """Is the moment of an input measured on the row space of the weight that reads it?"""
+    return all(need.compact for _, need in asked) and reads_alone(asked[0][0], weights)
 
 
 def writes_compactly(weight: Weight, need: OutputGradient) -> bool:
@@ -136,9 +143,9 @@ def _runner(walk: Walk, block: Any) -> Callable[[int, Tensor], Any]:
 
 def input_moments(
     weights: Sequence[Weight], needs: Mapping[str, frozenset[Need]]
-) -> dict[str, list[tuple[Weight, InputMoment]]]:
+) -> dict[str, Asked]:
     """Key → the weights that ask for the moment of that input, each with how it asks."""
-    found: dict[str, list[tuple[Weight, InputMoment]]] = {}
+    found: dict[str, Asked] = {}
     for weight in weights:
         for need in needs.get(weight.path, ()):
             if isinstance(need, InputMoment):
@@ -150,24 +157,24 @@ def _reads(
     walk: Walk, weights: Sequence[Weight], needs: Mapping[str, frozenset[Need]]
 ) -> dict[str, tuple[str, Callable[[], InputSum]]]:
     found: dict[str, tuple[str, Callable[[], InputSum]]] = {}
-    for key, readers in input_moments(weights, needs).items():
-        found[key] = (readers[0][0].reads, _moment_sum(walk, readers))
+    for key, asked in input_moments(weights, needs).items():
+        found[key] = (asked[0][0].reads, _moment_sum(walk, asked, weights))
     for weight in weights:
-        asked = needs.get(weight.path, ())
-        if InputMagnitude() in asked:
+        wanted = needs.get(weight.path, ())
+        if InputMagnitude() in wanted:
             found[magnitude_key(weight)] = (weight.reads, MagnitudeSum)
-        if Lookups() in asked and weight.operator == "embedding":
+        if Lookups() in wanted and weight.operator == "embedding":
             found[lookups_key(weight)] = (weight.path, LookupSum)
     return found
 
 
 def _moment_sum(
-    walk: Walk, readers: Sequence[tuple[Weight, InputMoment]]
+    walk: Walk, asked: Asked, weights: Sequence[Weight]
 ) -> Callable[[], MomentSum | BankSum]:
-    weight = readers[0][0]
+    weight = asked[0][0]
     if weight.operator == "bank":
         return BankSum
-    if reads_compactly(readers):
+    if reads_compactly(asked, weights):
         return lambda: MomentSum(walk.bases(weight))
     return MomentSum
 
@@ -197,10 +204,10 @@ def bytes_of(weights: Sequence[Weight], needs: Mapping[str, frozenset[Need]]) ->
     """Bytes that the moments of some weights take in a spool: of inputs (float64 triangles), of
     gradients (float32 triangles)."""
     inputs = gradients = 0
-    for readers in input_moments(weights, needs).values():
-        weight = readers[0][0]
+    for asked in input_moments(weights, needs).values():
+        weight = asked[0][0]
         o, i = weight.shape
-        side = o if reads_compactly(readers) else i
+        side = o if reads_compactly(asked, weights) else i
         inputs += 8 * (side * (side + 1) // 2 * weight.copies + i)
     for weight in weights:
         o, i = weight.shape
