@@ -8,9 +8,9 @@ from typing import Any
 
 from rankine import report
 from rankine.engine import record
-from rankine.engine.run import Progress
 from rankine.errors import UserError
 from rankine.pipeline import compress
+from rankine.progress import Progress, named
 
 
 @dataclass(frozen=True)
@@ -69,12 +69,3 @@ def demo(
     whole["samples"] = reports[-1]["samples"]  # of the last method at the smallest size
     report.write(whole, output)
     return whole
-
-
-def named(run: str, progress: Progress) -> Progress:
-    """Progress whose stages say which of several runs they belong to."""
-
-    def called(stage: str, done: int, total: int) -> None:
-        progress(f"{run}, {stage}", done, total)
-
-    return called

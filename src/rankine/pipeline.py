@@ -23,7 +23,7 @@ from rankine.engine.learn import chain_teacher, learn
 from rankine.engine.offer import measure, offer, offer_sizes
 from rankine.engine.parts import seen_by, stage_targets
 from rankine.engine.plan import Plan, driven, fixed_bytes, make_plan, methods_of
-from rankine.engine.run import Progress, Run, open_run, quiet
+from rankine.engine.run import Run, open_run
 from rankine.engine.search import smallest_that_holds
 from rankine.engine.solve import solve
 from rankine.engine.stage import Stage, allocate, choose
@@ -32,6 +32,7 @@ from rankine.errors import UserError
 from rankine.limits import allowing_pickles
 from rankine.method import Learning
 from rankine.patch import Patch
+from rankine.progress import Progress, heard, named, quiet
 from rankine.recipe import Recipe
 from rankine.tasks import Task
 
@@ -82,12 +83,14 @@ def compress(
         with shared_surveys(recipe.work, output):
             return smallest_that_holds(compress, recipe, model, output, progress, task, tokenizer)
     methods = methods_of(recipe)
+    progress = progress or quiet
     place = Path(output) if output is not None else None
     if place is not None:
         checkpoint.check_output(place, recipe.force)
     with (
         allowing_pickles(recipe.allow_pickle),
-        open_run(recipe, model, task, tokenizer, progress or quiet, place) as run,
+        heard(progress),
+        open_run(recipe, model, task, tokenizer, progress, place) as run,
     ):
         if run.streamed and place is None:
             raise UserError(
@@ -206,7 +209,8 @@ def compare(
                     asked["work"] = str(Path(fields["work"]) / f"{name}-{share:g}")
                 # A module is compressed in place: each method gets its own.
                 given = copy.deepcopy(model) if isinstance(model, nn.Module) else model
-                result = compress(given, output=place, progress=progress, before=before, **asked)
+                told = named(f"{name} {share:g}", progress or quiet)
+                result = compress(given, output=place, progress=told, before=before, **asked)
                 before = before or record.before(result.report)
                 for row in result.report["rows"]:
                     rows.setdefault(row["name"], row)

@@ -64,7 +64,7 @@ def test_a_killed_heal_goes_on(pair, task, tmp_path, monkeypatch):
         pass
 
     def progress(stage, done, total):
-        if done == 12:
+        if stage == "heal" and done == 12:
             raise KilledError
 
     with pytest.raises(KilledError):
@@ -73,10 +73,10 @@ def test_a_killed_heal_goes_on(pair, task, tmp_path, monkeypatch):
     rankine.heal(
         small,
         output=tmp_path / "killed",
-        progress=lambda stage, done, total: seen.append(done),
+        progress=lambda stage, done, total: seen.append((stage, done)),
         **asked,
     )
-    assert seen[0] == 12
+    assert next(done for stage, done in seen if stage == "heal") == 12
     files = [tmp_path / name / "model.safetensors" for name in ("whole", "killed")]
     assert files[0].read_bytes() == files[1].read_bytes()
 

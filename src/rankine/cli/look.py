@@ -11,6 +11,7 @@ from rankine.cards import bibtex
 from rankine.cli import known, show
 from rankine.cli.heavy import prepare
 from rankine.cli.options import Json, Output, takes_recipe
+from rankine.cli.progress import shown
 from rankine.errors import UserError
 from rankine.recipe import Recipe
 
@@ -34,7 +35,7 @@ def evaluate(
     from rankine.engine.run import choose_device
     from rankine.evaluation.evaluate import evaluate
 
-    with show.unaccepted("eval", json):
+    with shown(), show.unaccepted("eval", json):
         found = evaluate(
             recipe.model,
             against=against,

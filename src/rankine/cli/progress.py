@@ -5,23 +5,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
 
 from rankine.cli import logs
 from rankine.cli.interrupt import between_units
-
-
-class Progress(Protocol):
-    """What long work calls: a stage's name, its units done, its units in all."""
-
-    def __call__(self, stage: str, done: int, total: int) -> None: ...
+from rankine.progress import Progress, heard
 
 
 @contextmanager
 def bars() -> Iterator[Progress]:
     """One bar per stage on a terminal; elsewhere one line when a stage ends; with --log-json an
     object for each unit of work. Between units a signal ends the command (`cli.interrupt`)."""
-    with between_units() as check, _shown() as show:
+    with between_units() as check, shown() as show:
 
         def progress(stage: str, done: int, total: int) -> None:
             show(stage, done, total)
@@ -31,7 +25,15 @@ def bars() -> Iterator[Progress]:
 
 
 @contextmanager
-def _shown() -> Iterator[Progress]:
+def shown() -> Iterator[Progress]:
+    """The same without signals, for a verb that has nothing to resume; what is counted inside is
+    shown (see `rankine.progress`)."""
+    with _drawn() as progress, heard(progress):
+        yield progress
+
+
+@contextmanager
+def _drawn() -> Iterator[Progress]:
     if logs.is_json():
         yield _recorded
         return

@@ -20,6 +20,7 @@ from rankine.evaluation.latency import decode_speed, measure_latency
 from rankine.metric import Metric
 from rankine.modules import module_at
 from rankine.patch import Patch
+from rankine.progress import concerning, counted
 from rankine.structures import Quantized, matrix
 from rankine.structures.base import Structure
 
@@ -45,7 +46,7 @@ def _measured(run: Run) -> tuple[dict[str, dict[str, Any]], dict[str, tuple[int,
     targets = [w.path for w in run.anatomy.linears if w.operator != "embedding"]
     plain = {f"int{bits} (plain)": plain_quantized(run, targets, bits) for bits in (8, 4)}
     models = {"dense": run.work, **{name: model for name, (model, _, _) in plain.items()}}
-    figures = {name: dict(run.task.score(model)) for name, model in models.items()}
+    figures = {name: scored(run, model, name) for name, model in models.items()}
     if generates(run, run.work):
         for name, latency in measure_latency(models, fused=run.recipe.fused).items():
             figures[name]["tokens_per_second"] = latency.tokens_per_second
@@ -53,12 +54,18 @@ def _measured(run: Run) -> tuple[dict[str, dict[str, Any]], dict[str, tuple[int,
     return figures, {name: sizes for name, (_, *sizes) in plain.items()}  # type: ignore[misc]
 
 
+def scored(run: Run, model: nn.Module, name: str) -> dict[str, Any]:
+    """The task's figures; `name` is what progress calls the model."""
+    with concerning(name):
+        return dict(run.task.score(model))
+
+
 def plain_quantized(run: Run, paths: list[str], bits: int) -> tuple[nn.Module, int, float]:
     """(model, bytes on disk, keep) with round-to-nearest codes in place of every block weight."""
     structure = Quantized(bits, group=64)
     copied, patch = copy.deepcopy(run.work), Patch()
     weights = 0
-    for path in paths:
+    for path in counted(paths, f"int{bits}"):
         module = module_at(copied, path)
         w_oi = matrix(module).to(run.store_dtype)
         if isinstance(getattr(module, "structure", None), Structure) or w_oi.shape[-1] * bits % 8:
@@ -88,7 +95,7 @@ def measure_after(
         not run.streamed and next(saved.parameters()).device.type == "cpu"
     ):  # what the caller gets keeps its dtype
         computing = computing_copy(saved) if saved is run.model else cast(saved, torch.float32)
-    found: dict[str, Any] = dict(run.task.score(computing))
+    found = scored(run, computing, "result")
     if generates(run, computing) and not run.streamed:
         dense = run.reopen_dense()
         found.update(speed_beside(dense, computing, data["rows"], run.recipe.fused))

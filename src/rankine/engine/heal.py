@@ -21,11 +21,12 @@ from rankine.engine import check, record
 from rankine.engine.accept import accept, check_conditions
 from rankine.engine.healed import add_after, begin, measure_before
 from rankine.engine.learn import Learned, Teacher, learn, open_teacher
-from rankine.engine.run import Progress, Run, cast, open_run, quiet
+from rankine.engine.run import Run, cast, open_run
 from rankine.errors import UserError, suggest
 from rankine.limits import allowing_pickles
 from rankine.methods.heal import Heal
 from rankine.patch import Patch
+from rankine.progress import Progress, heard, quiet
 from rankine.recipe import Recipe
 from rankine.tasks import Task, parse_tokens
 from rankine.training.heal import LoraHealing, standing
@@ -78,12 +79,14 @@ def heal(
     """
     model, teacher = _plain(model), _plain(teacher)
     recipe, method = _asked(recipe, model, teacher, data, adapter, fields)
+    progress = progress or quiet
     place = Path(output) if output is not None else None
     if place is not None:
         checkpoint.check_output(place, recipe.force)
     with (
         allowing_pickles(recipe.allow_pickle),
-        open_run(recipe, model, task, tokenizer, progress or quiet, place) as run,
+        heard(progress),
+        open_run(recipe, model, task, tokenizer, progress, place) as run,
     ):
         run.patch = patch or run.patch
         method.check(run.work, standing(run.work, run.patch))

@@ -33,7 +33,7 @@ def measure_before(run: Run, teacher: Teacher | None) -> dict[str, Any]:
     old = _earlier(run)
     rows = [r for r in old.get("rows", []) if r["kind"] != "result"] if _same_text(run, old) else []
     if teacher is not None:
-        found = run.task.score(teacher.model)
+        found = figures.scored(run, teacher.model, "teacher")
         name = f"{teacher.name} (teacher)"
         row = record.row(name, "dense", found, bytes_=teacher.bytes, keep=teacher.keep, method="")
         rows = [row, *_beside(row, rows)]
@@ -74,7 +74,7 @@ def _name(run: Run) -> str:
 
 
 def _row(run: Run, name: str, model: nn.Module, size: int, **more: Any) -> dict[str, Any]:
-    found = {**run.task.score(model), **more}
+    found = {**figures.scored(run, model, name), **more}
     kept = _kept(run)
     return record.row(name, "result", found, bytes_=size, keep=kept, method="heal")
 

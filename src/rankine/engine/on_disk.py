@@ -12,6 +12,7 @@ from rankine.checkpoint.streamed import Streamed
 from rankine.engine.plan import tensor_bytes
 from rankine.engine.run import Run
 from rankine.metric import Metric
+from rankine.progress import concerning
 from rankine.structures import Quantized
 
 NOTE = (
@@ -25,11 +26,13 @@ GROUP = 64
 def measured(run: Run) -> tuple[dict[str, dict[str, Any]], dict[str, tuple[int, float]]]:
     """Figures of the dense model and the baselines by name; (bytes, keep) of the baselines."""
     run.warnings.append(NOTE)
-    figures = {"dense": dict(run.task.score(run.work))}
+    with concerning("dense"):
+        figures = {"dense": dict(run.task.score(run.work))}
     sizes = {}
     for bits in (8, 4):
         name = f"int{bits} (plain)"
-        figures[name] = _rounded(run, Quantized(bits, group=GROUP))
+        with concerning(name):
+            figures[name] = _rounded(run, Quantized(bits, group=GROUP))
         sizes[name] = _size(run, Quantized(bits, group=GROUP))
     return figures, sizes
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -36,22 +36,13 @@ from rankine.engine.memory import fits
 from rankine.errors import AcceptanceError, BudgetError, UserError
 from rankine.method import Learning
 from rankine.patch import Patch
+from rankine.progress import Progress, counted, quiet
 from rankine.recipe import Recipe
 from rankine.statistics import Walk
 from rankine.tasks import FunctionTask, Task
 from rankine.tasks.embedded import embedded_model_dir
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-
-
-class Progress(Protocol):
-    """What a progress bar implements."""
-
-    def __call__(self, stage: str, done: int, total: int) -> None: ...
-
-
-def quiet(stage: str, done: int, total: int) -> None:
-    """No bar."""
 
 
 @dataclass
@@ -263,7 +254,7 @@ def model_fingerprint(model: nn.Module, weights: Weights | None = None) -> str:
     import hashlib
 
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in counted(sorted(model.state_dict().items()), "read"):
         if isinstance(weights, Streamed):
             tensor = weights.read(name)
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())

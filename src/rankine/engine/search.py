@@ -13,6 +13,7 @@ from rankine.acceptance import figure
 from rankine.discovery import get
 from rankine.engine.record import before
 from rankine.errors import AcceptanceError, UserError
+from rankine.progress import named, quiet
 from rankine.recipe import Recipe
 
 #: Real compressions at most; each is evaluated on the held-out text.
@@ -50,12 +51,14 @@ def smallest_that_holds(
     """
     allowed = parse_max_loss(recipe.max_loss or "")
     _check_sized(recipe)
-    given = {"progress": progress, "task": task, "tokenizer": tokenizer}
+    given = {"task": task, "tokenizer": tokenizer}
     tried: dict[float, float] = {}
     known, keep = None, 0.8
     for _ in range(TRIES):
         fresh = copy.deepcopy(model)  # a module is compressed in place
-        result = compress(fresh, recipe=at_keep(recipe, keep), before=known, **given)
+        told = named(f"keep {keep:g}", progress or quiet)
+        asked = at_keep(recipe, keep)
+        result = compress(fresh, recipe=asked, before=known, progress=told, **given)
         known = known or before(result.report)
         tried[keep] = gap_of(result)
         keep = next_keep(tried, allowed)
@@ -69,6 +72,7 @@ def smallest_that_holds(
             f"at keep {closest[0]:.3f}: allow more, choose another method, or quantize instead"
         )
     final = at_keep(recipe, min(holding), accept=recipe.accept)
+    given["progress"] = progress
     result = compress(model, output=output, recipe=final, before=known, **given)
     result.report["search"] = {"allowed": allowed, "tried": tried}
     return result

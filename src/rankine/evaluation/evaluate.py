@@ -17,6 +17,7 @@ from rankine.errors import AcceptanceError, UserError
 from rankine.evaluation.latency import Latency, measure_latency, parameter_bytes
 from rankine.evaluation.perplexity import Interval, paired_bootstrap, perplexity
 from rankine.limits import allowing_pickles
+from rankine.progress import concerning
 from rankine.tasks.score import LanguageScore
 from rankine.tasks.task import own_figures
 
@@ -70,7 +71,8 @@ def evaluate(
         if score is not None:
             row |= _speed(latencies[entry.name], beside=len(known) > 1) | score.summary()
         if metrics is not None:
-            row["metrics"] = own_figures(metrics, entry.module)
+            with concerning(entry.name):
+                row["metrics"] = own_figures(metrics, entry.module)
         rows.append(row)
     found = {"rows": rows, "difference": _difference(known)}
     check_measured(conditions, rows[-1])
@@ -101,7 +103,8 @@ def _open(model: str | nn.Module, into: Any, device: str | torch.device, dtype: 
 def _score(entry: _Opened, text: dict[str, Any], measured: bool) -> LanguageScore | None:
     """Of a language model with its tokenizer; of others only the user's figures are known."""
     if entry.tokenizer is not None:
-        return perplexity(entry.module, entry.tokenizer, **text)
+        with concerning(entry.name):
+            return perplexity(entry.module, entry.tokenizer, **text)
     if measured:
         return None
     raise UserError(

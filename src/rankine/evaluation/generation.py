@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rankine.errors import UserError
+from rankine.progress import counted
 from rankine.tasks.language import context_length
 from rankine.tasks.score import logits_of
 from rankine.tasks.task import device_of
@@ -161,8 +162,11 @@ def degenerate(
         knobs = {"new_tokens": new_tokens, "temperature": temperature, "seed": seed}
         return draw(m, tokenizer, prompt, **knobs).problem()  # type: ignore[arg-type]
 
-    judged = [p for p in prompts if dense is None or problem(dense, p) is None]
-    found = [reason for p in judged if (reason := problem(model, p))]
-    if found and 2 * len(found) > len(judged):
-        return f"the output is degenerate on {len(found)} of {len(judged)} prompts: {found[0]}"
+    judged, found = 0, []
+    for prompt in counted(prompts, "samples"):
+        if dense is None or problem(dense, prompt) is None:
+            judged += 1
+            found += [reason] if (reason := problem(model, prompt)) else []
+    if found and 2 * len(found) > judged:
+        return f"the output is degenerate on {len(found)} of {judged} prompts: {found[0]}"
     return None

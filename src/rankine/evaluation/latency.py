@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from rankine import structures
 from rankine.evaluation.linears import faster_from, parameter_bytes, pays
+from rankine.progress import counted
 from rankine.tasks.language import context_length
 from rankine.tasks.score import logits_of
 from rankine.tasks.task import device_of
@@ -68,7 +69,7 @@ def measure_latency(
         if fused:
             for model in models.values():
                 swapped.enter_context(structures.fused(model))
-        for repeat in range(repeats + 1):
+        for repeat in counted(range(repeats + 1), "speed"):
             for name, model in models.items():
                 times = _generate(model, ids_1t, new_tokens)
                 if repeat:  # the first round warms up

@@ -26,6 +26,7 @@ from rankine.errors import UserError
 from rankine.method import Bench, Card, Compressor, Evidence, Source, dense_bid, method
 from rankine.metric import Gram, Metric
 from rankine.patch import Patch
+from rankine.progress import counted
 from rankine.statistics import InputMoment, Lookups, Need
 from rankine.structures import Dense, LowRank, Structure
 
@@ -153,7 +154,8 @@ class AFM(Compressor):
         """The same share for all, or the least probed loss per bit."""
         if self.allocation == "uniform":
             return Uniform().allocate(bids, bits)
-        return Knapsack().allocate([self._probed(bid, bench) for bid in bids], bits)
+        probed = [self._probed(bid, bench) for bid in counted(bids, "probes")]
+        return Knapsack().allocate(probed, bits)
 
     def _probed(self, bid: Bid, bench: Bench) -> Bid:
         """The curve at a few sizes, each priced by what it alone costs on the calibration data."""

@@ -20,6 +20,7 @@ from rankine.budget import Bid, Ceiling, Option, Uniform
 from rankine.fitting import expect
 from rankine.method import Bench, Card, Compressor, Evidence, method
 from rankine.metric import Gram, Metric
+from rankine.progress import counted
 from rankine.statistics import InputMagnitude, Need
 
 
@@ -81,7 +82,7 @@ class ASVD(Compressor):
             dataclasses.replace(
                 bid, options=tuple(_probed(bid, option, bench) for option in sizes[bid.target])
             )
-            for bid in bids
+            for bid in counted(bids, "probes")
         ]
         return Ceiling().allocate(probed, bits)
 

@@ -20,6 +20,7 @@ from rankine.errors import UserError
 from rankine.method import Bench, Card, Compressor, Evidence, method
 from rankine.metric import Metric
 from rankine.patch import Patch
+from rankine.progress import counted
 from rankine.statistics import InputMoment, Need
 from rankine.structures import LowRank, Structure
 
@@ -82,7 +83,8 @@ class LoRD(Compressor):
         types: dict[str, list[Bid]] = {}
         for bid in bids:
             types.setdefault(bid.group, []).append(bid)
-        joint = [self._type_bid(group, members, bench) for group, members in types.items()]
+        pairs = counted(list(types.items()), "probes")
+        joint = [self._type_bid(group, members, bench) for group, members in pairs]
         chosen = Knapsack().allocate(joint, bits)
         return {
             bid.target: option

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rankine.progress import counted
 from rankine.tasks.task import device_of, evaluating, to_device
 from rankine.tasks.windows import Windows
 
@@ -114,10 +115,9 @@ def token_nats(logits_btv: Tensor, ids_bt: Tensor) -> Tensor:
 def score_windows(model: nn.Module, windows: Windows, tokens_at_once: int = 8192) -> LanguageScore:
     """Score every window; `tokens_at_once` bounds a batch and changes no figure beyond rounding."""
     size = max(1, tokens_at_once // windows.ids_nt.shape[1])
+    batches = torch.arange(len(windows)).split(size)
     with evaluating(model):
-        parts = [
-            _score_batch(model, windows[rows]) for rows in torch.arange(len(windows)).split(size)
-        ]
+        parts = [_score_batch(model, windows[rows]) for rows in counted(batches, "score")]
     nats, counts, hits, size_n = torch.cat(parts, 1).numpy()
     return LanguageScore(
         nats, counts.astype(np.int64), hits.astype(np.int64), size_n.astype(np.int64)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from rankine import own
 from rankine.errors import UserError, suggest
+from rankine.progress import counted
 
 Split = Literal["calibration", "train", "evaluation"]
 SPLITS: tuple[str, ...] = get_args(Split)
@@ -155,7 +156,7 @@ class FunctionTask:
         with torch.no_grad():
             losses = [
                 self.loss(self.run(model, b), to_device(b, device_of(model)))
-                for b in self._kept["evaluation"]
+                for b in counted(self._kept["evaluation"], "score")
             ]
         return {"loss": float(torch.cat(losses).double().mean())}
 
@@ -213,7 +214,7 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
 @torch.no_grad()
 def own_figures(evaluate: Callable[[nn.Module], Any], model: nn.Module) -> dict[str, float]:
     """What the user's `evaluate` says of a model; raises UserError unless it is {name: number}."""
-    found = evaluate(model)
+    (found,) = (evaluate(one) for one in counted([model], "evaluate"))
     try:
         return {str(name): float(value) for name, value in found.items()}
     except (AttributeError, TypeError, ValueError):

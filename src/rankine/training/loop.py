@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from rankine.checkpoint import Journal
 from rankine.errors import UserError
 from rankine.method import Learner, Schedule
 from rankine.patch import Patch
+from rankine.progress import Progress
 from rankine.tasks import Task
 from rankine.training.feed import Feed
 
@@ -29,12 +30,6 @@ STAGE = "train"
 EVERY = 60.0
 #: What torch's AdamW keeps per parameter.
 ADAMW = ("step", "exp_avg", "exp_avg_sq")
-
-
-class Progress(Protocol):
-    """What a progress bar implements."""
-
-    def __call__(self, stage: str, done: int, total: int) -> None: ...
 
 
 def train(
