@@ -16,9 +16,10 @@ from torch import nn
 from rankine import checkpoint, report
 from rankine.anatomy import describe
 from rankine.engine import check, figures, record
-from rankine.engine.accept import accept, check_conditions
+from rankine.engine.accept import accept, check_any, check_conditions
 from rankine.engine.at_once import solve_at_once, solves_at_once
 from rankine.engine.given import check_data, is_text, task_of
+from rankine.engine.in_place import in_place
 from rankine.engine.learn import chain_teacher, learn
 from rankine.engine.offer import measure, offer, offer_sizes
 from rankine.engine.parts import seen_by, stage_targets
@@ -28,7 +29,7 @@ from rankine.engine.search import smallest_that_holds
 from rankine.engine.solve import solve
 from rankine.engine.stage import Stage, allocate, choose
 from rankine.engine.surveys import shared_surveys
-from rankine.errors import UserError
+from rankine.errors import AcceptanceError, UserError
 from rankine.limits import allowing_pickles
 from rankine.method import Learning
 from rankine.patch import Patch
@@ -72,6 +73,8 @@ def compress(
     `calibration` (an iterable of batches), `forward(model, batch)`, `loss(outputs, batch)` with
     one value per example where a method needs gradients, `evaluate(model)` with your figures. A
     whole `task` takes their place, and `tokenizer` makes a module a language model.
+    Where it fails, a module that was handed over is as it was.
+
     `evaluate=False` measures nothing but sizes; `before` is the dense model's and the baselines'
     part of an earlier report, so that they are not measured twice.
 
@@ -88,6 +91,7 @@ def compress(
     if place is not None:
         checkpoint.check_output(place, recipe.force)
     with (
+        in_place(model) as hold,
         allowing_pickles(recipe.allow_pickle),
         heard(progress),
         open_run(recipe, model, task, tokenizer, progress, place) as run,
@@ -104,6 +108,7 @@ def compress(
         numbers = range(len(recipe.chain()))
         stages = [stage for number in numbers if (stage := run_stage(run, number)) is not None]
         if not run.streamed:
+            hold(run.patch)
             run.patch.apply(run.model)
         checkpoint.remember(run.model, run.patch)
         data = record.begin(run, plan, stages, known, place)
@@ -197,7 +202,8 @@ def compare(
     **fields: Any,
 ) -> list[dict[str, Any]]:
     """The equal-budget table: every method at every size, the dense model and plain int8 and
-    int4 beside them. Rows as in the report."""
+    int4 beside them. Rows as in the report; with `accept` each result's `accepted` says whether it
+    holds that. Raises AcceptanceError, with the rows as its report, where none does."""
     rows: dict[str, dict[str, Any]] = {}
     before = None
     with shared_surveys(fields.get("work"), output):
@@ -210,11 +216,19 @@ def compare(
                 # A module is compressed in place: each method gets its own.
                 given = copy.deepcopy(model) if isinstance(model, nn.Module) else model
                 told = named(f"{name} {share:g}", progress or quiet)
-                result = compress(given, output=place, progress=told, before=before, **asked)
-                before = before or record.before(result.report)
-                for row in result.report["rows"]:
+                try:
+                    made = compress(given, output=place, progress=told, before=before, **asked)
+                    found = made.report
+                except AcceptanceError as refused:
+                    if refused.report is None:
+                        raise
+                    found = refused.report
+                before = before or record.before(found)
+                for row in found["rows"]:
                     rows.setdefault(row["name"], row)
-    return sorted(rows.values(), key=lambda row: -row["bytes"])
+    table = sorted(rows.values(), key=lambda row: -row["bytes"])
+    check_any(table, fields.get("accept", ()))
+    return table
 
 
 def complete(

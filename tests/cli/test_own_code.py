@@ -112,6 +112,18 @@ def test_compare_shows_the_users_figures(rankine, home):
     assert len(ran.out.splitlines()) == 6
 
 
+def test_compare_says_what_is_accepted(rankine, home):
+    asked = ("shop.nets:build", "--methods", "svd", "--keep", "0.7", *OWN)
+    ran = rankine("compare", *asked, "--accept", "hits>=0")
+    assert ran.code == 0, ran.err
+    assert "accepted" in ran.out.splitlines()[0]
+    assert ran.out.count("yes") == 1
+    ran = rankine("compare", *asked, "--accept", "hits>=0", "--accept", "zero>=1")
+    assert ran.code == 3
+    assert "holds hits>=0 and zero>=1, found none among 1" in ran.sentence
+    assert " no" in ran.out
+
+
 def test_a_language_model_has_figures_of_its_users_too(rankine, home, tiny, text):
     (home / "shop" / "figures.py").write_text(
         "def depth(model):\n    return {'blocks': len(model.model.layers)}\n"

@@ -229,6 +229,39 @@ def test_refused(net, tmp_path):
     assert (tmp_path / "out.report" / "report.html").is_file()
 
 
+def test_refused_in_memory_the_module_is_as_it_was(net):
+    """Its tensors, their dtype, its modules and its mode; so it can be asked for otherwise."""
+    net.train()
+    before = {name: (t, t.clone()) for name, t in net.state_dict(keep_vars=True).items()}
+    modules = list(net.modules())
+    asked = {"method": "svd", "bits": 2.0, "accept": "auc>=0.999", "dtype": "bfloat16", **OWN}
+    with pytest.raises(AcceptanceError, match="found 0"):
+        rankine.compress(net, **asked)
+    assert list(map(id, net.modules())) == list(map(id, modules))
+    assert net.training
+    after = net.state_dict(keep_vars=True)
+    assert after.keys() == before.keys()
+    for name, (tensor, value) in before.items():
+        assert after[name] is tensor
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, value)
+    assert not hasattr(net, "rankine_patch")
+    rankine.compress(net, **{**asked, "accept": "auc>=0.1"})
+    assert hasattr(net, "rankine_patch")
+
+
+def test_a_comparison_says_which_results_are_accepted(net, tmp_path):
+    asked = {"methods": ["svd"], "keep": [0.9, 0.06], "output": tmp_path / "arms", **OWN}
+    rows = rankine.compare(net, accept="keep>0.5", **asked)
+    held = {row["keep"] > 0.5: row["accepted"] for row in rows if row["kind"] == "result"}
+    assert held == {True: True, False: False}
+    assert {p.name for p in (tmp_path / "arms").iterdir()} == {"svd-0.9", "svd-0.06.report"}
+    assert "accepted" not in rows[0]
+    with pytest.raises(AcceptanceError, match="holds auc>=1 and bytes>0, found none among 2") as no:
+        rankine.compare(net, accept=["auc>=1", "bytes>0"], **{**asked, "output": None})
+    assert len(no.value.report["rows"]) == len(rows)
+
+
 def test_a_figure_that_is_not_measured(net):
     """Said before any work."""
     stages = []

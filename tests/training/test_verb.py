@@ -1,6 +1,9 @@
 """The verb, and healing as a stage of a chain: files, rows, refusals."""
 
 import copy
+import itertools
+import json
+import shlex
 
 import pytest
 import torch
@@ -9,7 +12,9 @@ from training_models import compressed, counting, llama, task_of
 import byte_models
 import rankine
 from rankine.checkpoint import load, save
-from rankine.errors import UserError
+from rankine.engine.healed import OPTIONS, command
+from rankine.errors import AcceptanceError, UserError
+from rankine.recipe import Recipe
 from rankine.structures import LowRank
 
 KNOBS = {"steps": 20, "lr": 5e-3}
@@ -52,6 +57,18 @@ def test_without_a_teacher_the_text_alone_heals(pair, task, tmp_path):
     assert after < before
 
 
+def test_refused_in_memory_the_model_is_as_it_was(dense, task):
+    student, patch = compressed(dense, [LowRank(4)])
+    before = {name: t.clone() for name, t in student.state_dict().items()}
+    config = dict(vars(student.config))
+    with pytest.raises(AcceptanceError):
+        rankine.heal(student, patch=patch, task=task, accept="loss<0", **KNOBS)
+    after = student.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], t) for name, t in before.items())
+    assert vars(student.config) == config
+
+
 def test_a_killed_heal_goes_on(pair, task, tmp_path, monkeypatch):
     from rankine.training import loop
 
@@ -79,6 +96,27 @@ def test_a_killed_heal_goes_on(pair, task, tmp_path, monkeypatch):
     assert next(done for stage, done in seen if stage == "heal") == 12
     files = [tmp_path / name / "model.safetensors" for name in ("whole", "killed")]
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_the_command_of_the_report_has_the_options_of_the_verb(tmp_path):
+    """No more of them, and none where an object was given that no option can name."""
+    import typer
+
+    from rankine.cli.app import app
+
+    options = {p.name for p in typer.main.get_command(app).commands["heal"].params}
+    elsewhere = {"model", "named_model", "teacher", "data", "mode", "adapter", "set", "help"}
+    places = {"work", "fresh", "force", "output", "json"}
+    assert options - elsewhere - places == OPTIONS
+    recipe = Recipe.of(model="small", calibration="a b.txt", accept=("loss<3", "keep<0.7"))
+    said = command(recipe, {"mode": "lora", "teacher": "big", "lr": 0.1}, True, tmp_path)
+    assert said == (
+        "rankine heal small --data 'a b.txt' --teacher big --mode lora --accept 'loss<3' "
+        f"--accept 'keep<0.7' --set lr=0.1 --adapter -o {tmp_path}"
+    )
+    assert command(recipe, {}, False, None) is None
+    assert command(Recipe.of(loss=lambda out, batch: out), {}, False, tmp_path) is None
+    assert command(Recipe.of(include="*.q"), {}, False, tmp_path) is None
 
 
 def test_an_adapter_folder_belongs_to_the_compressed_model(pair, task, tmp_path):
@@ -195,13 +233,19 @@ def test_a_text_file_heals_and_its_held_out_windows_score(spoken, tmp_path):
     assert result.report["recipe"]["tokens"] == "64x32"
     assert result.report["recipe"]["set"] == {"steps": 8, "lr": 1e-2}
     assert result.report["healing"]["recipe_before"]["method"] == "svd"
+    words = shlex.split(result.report["command"])
+    assert words[:5] == ["rankine", "heal", str(small), "--data", text]
+    assert words[-2:] == ["-o", str(tmp_path / "healed")]
+    pairs = list(itertools.pairwise(words))
+    assert {("--tokens", "64x32"), ("--eval-tokens", "512"), ("--set", "lr=0.01")} <= set(pairs)
+    compressed_report = json.loads((small / "report.json").read_text())
+    assert set(compressed_report) - {"plan"} <= set(result.report)
     assert "`rankine heal` with these settings" in (tmp_path / "healed" / "README.md").read_text()
     assert result.report["samples"][0]["after"] is not None
     assert load(tmp_path / "healed").config.vocab_size == 257
 
 
 def test_a_teacher_with_other_tokens_of_the_same_number_is_refused(spoken, tmp_path):
-    import json
     import shutil
 
     other = tmp_path / "other"

@@ -14,14 +14,21 @@ from rankine.budget import format_bytes
 from rankine.checkpoint.form import CONFIG, PATCH, QUANT_METHOD, headers, read_json, weight_files
 from rankine.checkpoint.load import check_directory, directory_bytes, local_directory, read_plan
 from rankine.errors import UserError
+from rankine.limits import allowing_pickles
 from rankine.patch import Patch
 
 
-def inspect(where: str | Path) -> dict[str, Any]:
+def inspect(where: str | Path, *, allow_pickle: bool = False) -> dict[str, Any]:
     """Format version, architecture, size, and for each compressed module its structure and bits.
 
-    `where` is a checkpoint directory, ours or a dense one. Raises UserError for anything else.
+    `where` is a checkpoint directory, ours or a dense one; with `allow_pickle` one whose weights
+    are pickles is read too, their tensors and no code. Raises UserError for anything else.
     """
+    with allowing_pickles(allow_pickle):
+        return _contents(where)
+
+
+def _contents(where: str | Path) -> dict[str, Any]:
     directory = local_directory(str(where))
     if directory is None:
         raise UserError(f"expected a checkpoint directory, found nothing at {where}")

@@ -10,7 +10,7 @@ import typer
 from rankine.cards import bibtex
 from rankine.cli import known, show
 from rankine.cli.heavy import prepare
-from rankine.cli.options import Json, Output, takes_recipe
+from rankine.cli.options import AllowPickle, Json, Output, takes_recipe
 from rankine.cli.progress import shown
 from rankine.errors import UserError
 from rankine.recipe import Recipe
@@ -59,11 +59,11 @@ def evaluate(
         print(f"\nlog-perplexity {estimate:+.4f} (95 % {low:+.4f} to {high:+.4f}) nats per token")
 
 
-def inspect(directory: Directory, json: Json = False) -> None:
+def inspect(directory: Directory, allow_pickle: AllowPickle = False, json: Json = False) -> None:
     """Say what a checkpoint is made of, without loading its weights."""
     from rankine.checkpoint.contents import inspect, lines
 
-    found = inspect(directory)
+    found = inspect(directory, allow_pickle=allow_pickle)
     show.lines("inspect", lines(found), found, json)
 
 

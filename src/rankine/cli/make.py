@@ -39,9 +39,7 @@ def compress(recipe: Recipe, output: Output = None, json: Json = False) -> None:
     show.lines("compress", text, {"output": str(output), "report": result.report}, json)
 
 
-@takes_recipe(
-    without=("method", "keep", "size", "bits", "paper_ratio", "max_loss", "accept"), file=False
-)
+@takes_recipe(without=("method", "keep", "size", "bits", "paper_ratio", "max_loss"), file=False)
 def compare(
     recipe: Recipe,
     methods: Annotated[
@@ -60,7 +58,7 @@ def compare(
     from rankine.pipeline import compare
 
     fields = recipe.given("model")
-    with bars() as progress:
+    with bars() as progress, show.unaccepted("compare", json):
         rows = compare(
             recipe.model, methods=names, keep=shares, output=output, progress=progress, **fields
         )

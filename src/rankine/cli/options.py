@@ -26,6 +26,10 @@ Output = Annotated[
     Path | None, typer.Option("--output", "-o", metavar="DIR", help="where to write")
 ]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object instead of text")]
+AllowPickle = Annotated[
+    bool,
+    typer.Option("--allow-pickle", help=Recipe.model_fields["allow_pickle"].description),
+]
 Force = Annotated[bool, typer.Option("--force", help="replace an existing output")]
 Threads = Annotated[int | None, typer.Option(metavar="N", min=1, help="CPU threads")]
 ModelOption = Annotated[

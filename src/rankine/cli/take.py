@@ -10,7 +10,7 @@ import typer
 from rankine import own
 from rankine.cli import show
 from rankine.cli.heavy import prepare
-from rankine.cli.options import Force, Json, Output, Threads
+from rankine.cli.options import AllowPickle, Force, Json, Output, Threads
 from rankine.cli.progress import bars
 from rankine.errors import UserError
 
@@ -36,6 +36,7 @@ def export(
     ] = None,
     output: Output = None,
     force: Force = False,
+    allow_pickle: AllowPickle = False,
     json: Json = False,
 ) -> None:
     """Write a checkpoint for programs that do not know Rankine."""
@@ -46,7 +47,13 @@ def export(
 
     with own.current_directory_importable(bool(into or example_inputs)):
         written = export(
-            model, output, to=to, into=into, example_inputs=example_inputs, force=force
+            model,
+            output,
+            to=to,
+            into=into,
+            example_inputs=example_inputs,
+            force=force,
+            allow_pickle=allow_pickle,
         )
     show.lines("export", [f"wrote {written}"], {"output": str(written)}, json)
 

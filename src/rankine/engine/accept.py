@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ def accept(recipe: Recipe, data: dict[str, Any], output: Path | None) -> None:
     """Raises AcceptanceError unless the measured result holds what was asked. Nothing is written
     to `output` then, but the report, beside it: how far off it was is worth knowing."""
     failed = unmet(recipe.conditions(), data["rows"])
+    if recipe.accept:
+        data["rows"][-1]["accepted"] = not failed
     if not failed:
         return
     if output is None:
@@ -39,4 +41,17 @@ def accept(recipe: Recipe, data: dict[str, Any], output: Path | None) -> None:
         f"{failed}: {output} was not written, the report is in {place}; keep more, or choose "
         "another method",
         data,
+    )
+
+
+def check_any(rows: Sequence[Mapping[str, Any]], accepts: Sequence[str] | str) -> None:
+    """Raises AcceptanceError where none of a comparison's results holds what was asked."""
+    results = [row for row in rows if row["kind"] == "result"]
+    if not accepts or any(row["accepted"] for row in results):
+        return
+    asked = accepts if isinstance(accepts, str) else " and ".join(accepts)
+    raise AcceptanceError(
+        f"expected a result that holds {asked}, found none among {len(results)}: keep more, or "
+        "compare other methods",
+        {"rows": list(rows)},
     )

@@ -19,7 +19,8 @@ from rankine.checkpoint.export import export_peft
 from rankine.discovery import get
 from rankine.engine import check, record
 from rankine.engine.accept import accept, check_conditions
-from rankine.engine.healed import add_after, begin, measure_before
+from rankine.engine.healed import add_after, begin, command, measure_before
+from rankine.engine.in_place import in_place
 from rankine.engine.learn import Learned, Teacher, learn, open_teacher
 from rankine.engine.run import Run, cast, open_run
 from rankine.errors import UserError, suggest
@@ -75,15 +76,18 @@ def heal(
       `forward`, `loss` and `evaluate` for a module of your own). `tokens` says how many sequences
       of what length are trained on, unless `steps` does.
 
-    Interrupted, the same call goes on. Raises UserError with one sentence.
+    Interrupted, the same call goes on. Raises UserError with one sentence; a module that was handed
+    over is then as it was.
     """
     model, teacher = _plain(model), _plain(teacher)
-    recipe, method = _asked(recipe, model, teacher, data, adapter, fields)
+    asked, knobs = _asked(recipe, model, teacher, data, fields)
+    recipe, method = _settled(asked, knobs, adapter)
     progress = progress or quiet
     place = Path(output) if output is not None else None
     if place is not None:
         checkpoint.check_output(place, recipe.force)
     with (
+        in_place(model) as hold,
         allowing_pickles(recipe.allow_pickle),
         heard(progress),
         open_run(recipe, model, task, tokenizer, progress, place) as run,
@@ -97,9 +101,13 @@ def heal(
         start = time.perf_counter()
         learned = learn(run, method, 0, followed.model if followed else None)
         run.times["heal"] = time.perf_counter() - start
+        hold(learned.patch)
         learned.patch.apply(run.model)
         checkpoint.remember(run.model, run.patch)
-        found = begin(run, method, learned, before)
+        objects = any(isinstance(given, nn.Module) for given in (model, teacher))
+        typed = not objects and task is None and tokenizer is None
+        said = command(asked, knobs, adapter, place) if typed else None
+        found = begin(run, method, learned, before, said)
         if place is None or adapter:
             add_after(run, run.work, found, followed)
             accept(recipe, found, place)
@@ -117,10 +125,9 @@ def _asked(
     model: str | nn.Module | None,
     teacher: str | nn.Module | None,
     data: Any,
-    adapter: bool,
     fields: Mapping[str, Any],
-) -> tuple[Recipe, Heal]:
-    """The recipe and the method; the recipe's `tokens` are what is set aside of the text."""
+) -> tuple[Recipe, dict[str, Any]]:
+    """What was asked for, as a recipe without knobs, and the knobs."""
     knobs = {f.name for f in dataclasses.fields(Heal)} - {"teacher"}
     known = knobs | set(Recipe.model_fields)
     for name in fields:
@@ -138,21 +145,25 @@ def _asked(
         given["model"] = model
     if data is not None:
         given["calibration"] = data
-    method = get("heal", chosen)
+    return Recipe.of(**given), chosen
+
+
+def _settled(asked: Recipe, knobs: dict[str, Any], adapter: bool) -> tuple[Recipe, Heal]:
+    """The recipe and the method; the recipe's `tokens` are what is set aside of the text."""
+    method = get("heal", knobs)
     assert isinstance(method, Heal)
-    checked = Recipe.of(**given)
-    sequences, length = parse_tokens(checked.tokens)
-    if "tokens" in given and "steps" not in chosen:
+    sequences, length = parse_tokens(asked.tokens)
+    if "tokens" in asked.model_fields_set and "steps" not in knobs:
         method = dataclasses.replace(method, steps=math.ceil(sequences / method.batch))
     if adapter and method.mode != "lora":
         raise UserError(
             f'expected mode lora for an adapter, found "{method.mode}": add --mode lora'
         )
     aside = 1  # nothing is calibrated; held-out windows of the same text come on top of it
-    text = isinstance(checked.calibration, str)
-    if text and checked.evaluation == checked.calibration != "embedded":
-        aside = max(1, checked.eval_tokens // length)
-    return checked.model_copy(
+    text = isinstance(asked.calibration, str)
+    if text and asked.evaluation == asked.calibration != "embedded":
+        aside = max(1, asked.eval_tokens // length)
+    return asked.model_copy(
         update={"set": {**method.knobs()}, "tokens": f"{aside}x{length}"}
     ), method
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import datetime
 import math
+import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -89,10 +91,40 @@ def _kept(run: Run) -> float:
     return stored_bits(run.model, *paths) / (16 * weights)
 
 
+#: Recipe fields that `rankine heal` has as options, but for those that are named otherwise there.
+OPTIONS = {
+    *("into", "tokens", "evaluation", "eval_tokens", "text_column", "forward", "loss", "evaluate"),
+    *("accept", "device", "dtype", "threads", "seed", "allow_pickle"),
+}
+
+
+def command(
+    recipe: Recipe, knobs: Mapping[str, Any], adapter: bool, output: Path | None
+) -> str | None:
+    """`rankine heal` with the options that ask for the same; None where no options can."""
+    asked = record.changed(recipe, "model", "method", "calibration", "set", *record.PLACES)
+    plain = all(isinstance(value, str | int | float | tuple) for value in asked.values())
+    text = isinstance(recipe.calibration, str)
+    if output is None or not (plain and text and asked.keys() <= OPTIONS):
+        return None
+    rest = dict(knobs)
+    named = {name: rest.pop(name) for name in ("teacher", "mode") if name in knobs}
+    words = ["rankine", "heal", recipe.model]
+    words += ["--data", recipe.calibration] if recipe.calibration != "embedded" else []
+    for name, value in {**named, **asked, **({"set": rest} if rest else {})}.items():
+        words += record.typed("--" + name.replace("_", "-"), value)
+    return shlex.join([*words, *["--adapter"] * adapter, "-o", str(output)])
+
+
 def begin(
-    run: Run, method: Learning, learned: Learned, before: Mapping[str, Any]
+    run: Run,
+    method: Learning,
+    learned: Learned,
+    before: Mapping[str, Any],
+    said: str | None,
 ) -> dict[str, Any]:
-    """The earlier report with the new rows; without one, what is known of the model."""
+    """The earlier report with the new rows; without one, what is known of the model. `said` is the
+    command that asks for the same."""
     from rankine import __version__
 
     old = _earlier(run)
@@ -108,6 +140,8 @@ def begin(
         "model": model,
         "targets": [],
         "bytes": record.bytes_by_role(run),
+        "bytes_before": {},
+        "budget": {"asked": {}, "keep": _kept(run), "size": None, "note": None},
         **{k: old[k] for k in ("model", "targets", "bytes", "bytes_before", "budget") if k in old},
         "rows": [],
         "samples": [],
@@ -115,12 +149,13 @@ def begin(
         "schema": report.SCHEMA,
         "rankine": __version__,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": said,
         "recipe": _recipe(run, method, learned),
         "fingerprints": record.fingerprints(run),
         "hardware": {**record.hardware(), "peak": peak_resident()},
         "versions": record.versions(),
         "times": {k: round(v, 2) for k, v in run.times.items()},
-        "warnings": list(run.warnings),
+        "warnings": [*run.warnings, *getattr(run.task, "notes", [])],
         "result": {"method": "heal", "knobs": method.knobs()},
         "healing": {
             "steps": len(learned.losses),

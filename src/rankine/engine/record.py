@@ -121,18 +121,22 @@ PLACES = ("work", "fresh", "force")
 def command(recipe: Recipe, output: Path) -> str | None:
     """`rankine compress` with the options that make this recipe; None where no options can: a chain
     is a file, and functions or batches of the user's are objects."""
-    words = ["rankine", "compress", recipe.model]
-    for name, field in Recipe.model_fields.items():
-        value = getattr(recipe, name)
-        if name in ("model", *PLACES) or value == field.get_default(call_default_factory=True):
-            continue
+    words = []
+    for name, value in changed(recipe, "model", *PLACES).items():
         if name == "stages" or not isinstance(value, str | int | float | tuple | dict):
             return None
-        words += _typed("--" + name.replace("_", "-"), value)
-    return shlex.join([*words, "-o", str(output)])
+        words += typed("--" + name.replace("_", "-"), value)
+    return shlex.join(["rankine", "compress", recipe.model, *words, "-o", str(output)])
 
 
-def _typed(option: str, value: Any) -> list[str]:
+def changed(recipe: Recipe, *without: str) -> dict[str, Any]:
+    """The fields that are not at their default."""
+    defaults = {n: f.get_default(call_default_factory=True) for n, f in Recipe.model_fields.items()}
+    found = {name: getattr(recipe, name) for name in defaults if name not in without}
+    return {name: value for name, value in found.items() if value != defaults[name]}
+
+
+def typed(option: str, value: Any) -> list[str]:
     """The words of one option, as the command line reads them."""
     if isinstance(value, bool):
         return [option] if value else [option, "no"]

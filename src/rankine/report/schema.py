@@ -18,7 +18,7 @@ from rankine.errors import UserError
 from rankine.limits import JSON_BYTES, parse_json, read_text
 
 #: major.minor: a newer minor version only adds fields.
-SCHEMA = "1.1"
+SCHEMA = "1.2"
 FILE = "report.json"
 
 
@@ -58,7 +58,8 @@ class Row(TypedDict, total=False):
     `kind` says what it is: the dense model, a result of Rankine, or a baseline (plain
     quantization). `keep` and `accuracy` are fractions, `perplexity_interval` is its 95 % interval,
     `ratio_to_dense` is tokens_per_second ÷ that of the dense row. `loss` is the mean of the user's
-    own loss, `metrics` holds the user's own figures by name.
+    own loss, `metrics` holds the user's own figures by name; `accepted` says whether the row holds
+    what `accept` asked, where something was.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Row(TypedDict, total=False):
     ratio_to_dense: float | None
     loss: float | None
     metrics: dict[str, float | None]
+    accepted: bool
     note: str | None
 
 

@@ -71,6 +71,9 @@ QUALITY = (
     Column("loss", lambda row, _: n.decimal(row.get("loss"), 4), 1),
     Column("accuracy", lambda row, _: n.percent(row.get("accuracy")), 3),
 )
+ACCEPTED = Column(
+    "accepted", lambda row, _: {True: "yes", False: "no"}.get(row.get("accepted"), n.UNKNOWN), 1
+)
 SPEED = (
     Column("tokens/s", lambda row, _: n.rate(row.get("tokens_per_second")), 6),
     Column("vs dense", _speed, 5),
@@ -89,7 +92,7 @@ def cells(rows: Sequence[Mapping[str, Any]], width: int | None = None) -> Cells:
     where `width` characters do not hold them all."""
     dense = dense_row(rows)  # type: ignore[arg-type]
     own = [metric_column(name) for name in metric_names(rows)]
-    columns = (*QUALITY, *own, *SPEED)
+    columns = (*QUALITY, *own, ACCEPTED, *SPEED)
     filled = {column: [column.cell(row, dense) for row in rows] for column in columns}
     known = {column for column, texts in filled.items() if any(t != n.UNKNOWN for t in texts)}
     # An unmeasured perplexity keeps its place, unless another figure of quality takes it.
