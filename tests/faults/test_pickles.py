@@ -79,6 +79,17 @@ def test_on_the_command_line(pickled, small, rankine, refused, tmp_path):
     assert sorted(file.name for file in pickled.glob("*.safetensors")) == []
 
 
+def test_export_and_inspect_take_the_option_too(pickled, rankine, refused, tmp_path):
+    for run in (["inspect", pickled], ["export", pickled, "-o", tmp_path / "dense"]):
+        assert "--allow-pickle" in refused(*run)
+        ran = rankine(*run, "--allow-pickle")
+        assert ran.code == 0, ran.err
+    assert str(pickled) in rankine("inspect", pickled, "--allow-pickle").out
+    assert (tmp_path / "dense" / "model.safetensors").is_file()
+    assert (tmp_path / "dense" / "tokenizer.json").is_file()
+    assert not pickles_allowed()
+
+
 def test_safetensors_beside_pickles_are_what_is_read(pickled, tiny):
     shutil.copy(tiny / "model.safetensors", pickled)
     (pickled / "pytorch_model.bin").write_bytes(b"whatever")

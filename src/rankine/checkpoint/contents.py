@@ -41,7 +41,7 @@ def _contents(where: str | Path) -> dict[str, Any]:
     }
     weights, everything = directory_bytes(directory)
     return {
-        "directory": str(directory),
+        "directory": str(where),
         "architecture": _architecture(directory),
         "format_version": _format_version(directory),
         "weight_bytes": weights,
