@@ -12,7 +12,7 @@ from typing import Any
 from rankine import compat
 from rankine.budget import format_bytes
 from rankine.checkpoint.form import CONFIG, PATCH, QUANT_METHOD, headers, read_json, weight_files
-from rankine.checkpoint.load import check_directory, directory_bytes, local_directory, read_plan
+from rankine.checkpoint.load import check_directory, directory_bytes, directory_here, read_plan
 from rankine.errors import UserError
 from rankine.limits import allowing_pickles
 from rankine.patch import Patch
@@ -29,9 +29,12 @@ def inspect(where: str | Path, *, allow_pickle: bool = False) -> dict[str, Any]:
 
 
 def _contents(where: str | Path) -> dict[str, Any]:
-    directory = local_directory(str(where))
+    directory = directory_here(str(where))
     if directory is None:
-        raise UserError(f"expected a checkpoint directory, found nothing at {where}")
+        raise UserError(
+            f"expected a checkpoint directory or a hub id that was downloaded, found nothing at "
+            f"{where}: check the path"
+        )
     check_directory(directory)
     plan, stored = read_plan(directory), _stored_bits(directory)
     below = _below(_as_loaded(directory, plan, stored))

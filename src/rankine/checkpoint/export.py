@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from rankine import compat
 from rankine.checkpoint.beside import written_beside
 from rankine.checkpoint.form import MODELING
-from rankine.checkpoint.load import load, local_directory, tokenizer_of
+from rankine.checkpoint.load import directory_of, load, tokenizer_of
 from rankine.checkpoint.save import is_pretrained, patch_of, save
 from rankine.errors import UserError
 from rankine.modules import conceal, put
@@ -41,13 +41,13 @@ def export_dense(
         merged = copy.deepcopy(where)
         merged = merge(merged) if is_pretrained(merged) else dense_patch(merged).apply(merged)
         return save(merged, out, Patch(), force=force, max_shard_size=max_shard_size)
-    model = merge(load(where))
-    source = local_directory(str(where))
+    source = directory_of(str(where))
+    model = merge(load(source))
     return save(
         model,
         out,
         Patch(),
-        tokenizer=tokenizer_of(str(where)),
+        tokenizer=tokenizer_of(str(source)),
         source=source,
         force=force,
         max_shard_size=max_shard_size,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from rankine.checkpoint.form import (
     read_json,
     weight_files,
 )
+from rankine.checkpoint.hub import PLACES, cached, fetched, unreachable
 from rankine.checkpoint.pickled import without_pickles
 from rankine.errors import UserError
 from rankine.kernels.fused import missing
@@ -36,6 +36,9 @@ from rankine.structures.base import check_module
 EMBEDDED = "embedded"
 #: transformers copies a config many times over; one of 10,000 modules has a megabyte.
 CONFIG_BYTES = 1 << 24
+#: Keywords of `from_pretrained` for what lies on the hub beside a model's own files: transformers
+#: fetches that itself.
+OF_THE_HUB = {"trust_remote_code", "subfolder", "gguf_file"}
 #: Where one of these is, there is a tokenizer.
 TOKENIZER = ("tokenizer.json", TOKENIZER_CONFIG)
 
@@ -88,6 +91,8 @@ def load(
 
 def _load_pretrained(where: str | Path, kwargs: dict[str, Any]) -> Any:
     directory = local_directory(str(where))
+    if directory is None and not any(kwargs.get(name) for name in OF_THE_HUB):
+        directory = directory_of(str(where), **{n: kwargs[n] for n in PLACES if n in kwargs})
     if directory is not None:
         check_directory(directory)
         if not (directory / CONFIG).is_file():
@@ -129,10 +134,11 @@ def open_model(
         from rankine.tasks.embedded import embedded_model_dir
 
         where = str(embedded_model_dir())
-    model = load(where, dtype=_dtype(dtype)).to(device).eval()
+    directory = directory_of(where)
+    model = load(directory, dtype=_dtype(dtype)).to(device).eval()
     from rankine.checkpoint.save import patch_of
 
-    return model, tokenizer_of(where), ModelInfo(spec, local_directory(where), patch_of(model))
+    return model, tokenizer_of(str(directory)), ModelInfo(spec, directory, patch_of(model))
 
 
 def directory_bytes(directory: str | Path) -> tuple[int, int]:
@@ -154,6 +160,20 @@ def local_directory(spec: str) -> Path | None:
     if not hub_like or "\\" in spec:
         raise UserError(f'expected a model directory, found nothing at "{spec}": check the path')
     return None
+
+
+def directory_of(spec: str, **places: Any) -> Path:
+    """The directory a spec names; of a hub id that of the local cache, filled from the hub where
+    the model is not there yet. Raises UserError."""
+    directory = local_directory(spec)
+    return directory if directory is not None else without_pickles(fetched(spec, **places))
+
+
+def directory_here(spec: str) -> Path | None:
+    """The same without a network: None for a hub id that is not in the cache."""
+    directory = local_directory(spec)
+    found = cached(spec) if directory is None else None
+    return directory if found is None else without_pickles(found)
 
 
 def check_directory(directory: Path) -> None:
@@ -217,14 +237,10 @@ def _model_class(transformers: Any, config: Any) -> Any:
 
 
 def _not_found(spec: str, directory: Path | None, error: Exception) -> UserError:
+    if directory is None:
+        return unreachable(spec, error)
     first = str(error).strip().split("\n")[0]
-    if directory is not None:
-        return UserError(f"expected a readable model in {directory}, found: {first}")
-    offline = " (offline: HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
-    return UserError(
-        f'expected "embedded", a model directory or a hub id, found "{spec}", which is none that '
-        f"can be reached{offline}: {first}"
-    )
+    return UserError(f"expected a readable model in {directory}, found: {first}")
 
 
 def tokenizer_of(where: str) -> Any:

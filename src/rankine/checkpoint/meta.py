@@ -14,7 +14,7 @@ from rankine.checkpoint.load import (
     _dtype,
     architecture,
     check_directory,
-    local_directory,
+    directory_here,
     read_plan,
     tokenizer_of,
 )
@@ -38,7 +38,7 @@ def open_meta(spec: str, dtype: str | torch.dtype = "auto") -> tuple[Any, Any, M
         from rankine.tasks.embedded import embedded_model_dir
 
         where = str(embedded_model_dir())
-    directory = local_directory(where)
+    directory = directory_here(where)  # a plan downloads no weights
     if directory is not None:
         check_directory(directory)
     cls, config = architecture(where, directory)
@@ -56,7 +56,7 @@ def open_meta(spec: str, dtype: str | torch.dtype = "auto") -> tuple[Any, Any, M
     prefix = getattr(model, "base_model_prefix", "")
     patch.swap(model, prefix)
     Patch(tied=tied_in(model, patch, prefix)).tie(model)
-    return model, tokenizer_of(where), ModelInfo(spec, directory, patch)
+    return model, tokenizer_of(str(directory or where)), ModelInfo(spec, directory, patch)
 
 
 def open_streamed(

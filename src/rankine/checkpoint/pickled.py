@@ -32,7 +32,7 @@ _twins: dict[Path, tempfile.TemporaryDirectory[str]] = {}
 def without_pickles(directory: Path) -> Path:
     """The directory itself, or where its weights are pickles its twin with safetensors, made at
     the first call. Raises UserError for pickles that are not allowed, or hold more than tensors."""
-    if any(directory.glob("model*.safetensors")) or not (files := _pickles(directory)):
+    if any(directory.glob("model*.safetensors")) or not (files := pickled_files(directory)):
         return directory
     if not pickles_allowed():
         raise UserError(
@@ -50,7 +50,8 @@ def without_pickles(directory: Path) -> Path:
     return Path(_twins[place].name)
 
 
-def _pickles(directory: Path) -> list[Path]:
+def pickled_files(directory: Path) -> list[Path]:
+    """Pickles that may hold a model's weights. Raises UserError for an index that names others."""
     if (directory / PICKLED_INDEX).is_file():
         return named_in_index(directory, PICKLED_INDEX, SUFFIXES)
     found = [f for f in directory.iterdir() if f.suffix in SUFFIXES and f.is_file()]

@@ -27,6 +27,7 @@ from rankine.checkpoint.form import (
     read_json,
     write_sums,
 )
+from rankine.checkpoint.hub import id_of
 from rankine.checkpoint.streamed import Streamed, Weights
 from rankine.errors import UserError
 from rankine.patch import Patch, standing
@@ -182,6 +183,7 @@ def write_card(
     origin = str(source or getattr(model.config, "_name_or_path", "") or "")
     folder = Path(origin) if origin and os.path.isdir(origin) else None
     base = origin if origin and folder is None and origin.count("/") == 1 else None
+    base = id_of(folder) if folder is not None else base
     if folder is not None:
         for file in card.notices(folder):
             shutil.copyfile(file, beside / file.name)

@@ -16,6 +16,7 @@ from torch import nn
 from rankine import checkpoint, report
 from rankine.checkpoint import directory_bytes
 from rankine.checkpoint.export import export_peft
+from rankine.checkpoint.load import EMBEDDED
 from rankine.discovery import get
 from rankine.engine import check, record
 from rankine.engine.accept import accept, check_conditions
@@ -191,5 +192,5 @@ def _write_adapter(run: Run, learned: Learned, place: Path) -> None:
     """What LoRA learned, for the model it was trained on."""
     learner = learned.learner
     assert isinstance(learner, LoraHealing)
-    base = str(run.info.directory or run.info.spec)
+    base = str(run.info.directory) if run.info.spec == EMBEDDED else run.info.spec
     export_peft(learner.factors, place, base=base, task_type="CAUSAL_LM", force=run.recipe.force)

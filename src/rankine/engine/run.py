@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from rankine.checkpoint import (
     skeleton,
 )
 from rankine.checkpoint.form import CONFIG
-from rankine.checkpoint.load import EMBEDDED, check_directory, local_directory
+from rankine.checkpoint.load import EMBEDDED, check_directory, directory_of
 from rankine.checkpoint.streamed import Resident, Streamed, Weights
 from rankine.discovery import get
 from rankine.engine.given import FEW_LOGITS, LOGITS, task_of
@@ -225,11 +225,14 @@ def opened_on_disk(
         return None
     if any(isinstance(get(stage.method, stage.set), Learning) for stage in recipe.chain()):
         return None  # an optimizer wants all weights at once
-    directory = local_directory(model) if model != EMBEDDED else embedded_model_dir()
-    if directory is None or not (directory / CONFIG).is_file() or fits(directory, recipe.memory):
+    directory = directory_of(model) if model != EMBEDDED else embedded_model_dir()
+    if not (directory / CONFIG).is_file() or fits(directory, recipe.memory):
         return None
     check_directory(directory)
-    return open_streamed(directory, recipe.dtype)
+    if (opened := open_streamed(directory, recipe.dtype)) is None:
+        return None
+    loaded, tokenizer, info, weights = opened
+    return loaded, tokenizer, replace(info, spec=model), weights
 
 
 def fingerprint(
