@@ -66,6 +66,16 @@ def _conditions(value: Any) -> Any:
     return value
 
 
+def _named_code(value: Any) -> Iterator[str]:
+    """Every `package.module:name` in a recipe's values, knobs and stages included."""
+    if own.is_name(value):
+        yield value
+    for item in value.values() if isinstance(value, dict) else ():
+        yield from _named_code(item)
+    for item in value if isinstance(value, list) else ():
+        yield from _named_code(item)
+
+
 class Stage(BaseModel):
     """One method with its knobs and, in a chain, its own budget."""
 
@@ -184,13 +194,26 @@ class Recipe(BaseModel):
         return made
 
     @classmethod
-    def read(cls, path: str | Path, **overrides: Any) -> Recipe:
-        """From a YAML file (see `rankine.limits`), with command-line overrides on top."""
+    def read(cls, path: str | Path, *, allow_code: bool = False, **overrides: Any) -> Recipe:
+        """From a YAML file (see `rankine.limits`), with command-line overrides on top. The file may
+        be a stranger's: what would import code, or read pickles, is refused unless the user says
+        so, `allow_code` or `allow_pickle` beside it."""
         data = parse_yaml(read_text(Path(path), YAML_BYTES), path)
         if not isinstance(data, dict):
             raise UserError(f"expected fields in {path}, found {type(data).__name__}")
         if strange := [name for name in data if not isinstance(name, str)]:
             raise UserError(f"expected names of fields in {path}, found {strange[0]!r:.40}")
+        own_words = {name: value for name, value in data.items() if name not in overrides}
+        if not allow_code and (code := next(_named_code(own_words), None)) is not None:
+            raise UserError(
+                f"expected no code in {path}, found {code}, which would be imported and run: read "
+                "the recipe and that code, then add --allow-code, or name it on the command line"
+            )
+        if own_words.get("allow_pickle"):
+            raise UserError(
+                f"expected no allow_pickle in {path}, found it: say so yourself, with "
+                "--allow-pickle beside --recipe"
+            )
         return cls.of(**{**data, **overrides})
 
     def given(self, *without: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import pytest
 
 from rankine import own
 from rankine.errors import UserError
+from rankine.recipe import Recipe
 
 NETS = """
 import torch
@@ -161,9 +162,46 @@ def test_a_recipe_names_them_too(rankine, home):
     (home / "recipe.yaml").write_text(
         "\n".join([*lines, "evaluate: shop.nets:metrics", "threads: 1"])
     )
-    ran = rankine("compress", "--recipe", "recipe.yaml", "-o", "small")
+    ran = rankine("compress", "--recipe", "recipe.yaml", "--allow-code", "-o", "small")
     assert ran.code == 0, ran.err
     assert "hits" in ran.out
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "model: shop.evil:build",
+        "evaluate: shop.evil:metrics",
+        "set: {structures: [shop.evil:name]}",
+        "stages: [{method: svd, keep: 0.5}, {method: heal, set: {teacher: 'shop.evil:build'}}]",
+    ],
+)
+def test_a_strangers_recipe_imports_nothing(rankine, home, line):
+    """Wherever it names code; what the user types instead, or allows, is imported."""
+    (home / "shop" / "evil.py").write_text("open('ran', 'w').close()\n")
+    (home / "recipe.yaml").write_text(f"method: svd\nkeep: 0.5\n{line}\n")
+    for verb in (["plan"], ["compress", "-o", "small"]):
+        ran = rankine(*verb, "--recipe", "recipe.yaml")
+        assert ran.code == 2
+        assert "shop.evil:" in ran.sentence
+        assert "--allow-code" in ran.sentence
+        assert not (home / "ran").exists()
+    with pytest.raises(UserError, match="--allow-code"):
+        Recipe.read(home / "recipe.yaml")
+    assert Recipe.read(home / "recipe.yaml", allow_code=True)
+
+
+def test_what_is_typed_over_a_recipe_needs_no_leave(rankine, home):
+    (home / "recipe.yaml").write_text("model: shop.evil:build\nmethod: svd\nbits: 10\n")
+    ran = rankine("plan", "shop.nets:build", "--recipe", "recipe.yaml", *OWN)
+    assert ran.code == 0, ran.err
+
+
+def test_a_recipe_file_does_not_allow_pickles(rankine, home):
+    (home / "recipe.yaml").write_text("allow_pickle: true\nmethod: svd\nbits: 10\n")
+    ran = rankine("plan", "--recipe", "recipe.yaml")
+    assert (ran.code, "--allow-pickle beside --recipe" in ran.sentence) == (2, True)
+    assert rankine("plan", "--recipe", "recipe.yaml", "--allow-pickle").code == 0
 
 
 @pytest.mark.parametrize(

@@ -390,10 +390,10 @@ def test_a_recipe_that_is_written_names_what_cannot_be_written(tmp_path):
     recipe.write(tmp_path / "recipe.yaml")
     assert "<function loss>" in (tmp_path / "recipe.yaml").read_text()
     with pytest.raises(UserError, match="given in Python"):
-        Recipe.read(tmp_path / "recipe.yaml")
+        Recipe.read(tmp_path / "recipe.yaml", allow_code=True)
     named = Recipe.of(keep=0.5, calibration="digits:batches", loss="digits:loss")
     named.write(tmp_path / "named.yaml")
-    assert Recipe.read(tmp_path / "named.yaml") == named
+    assert Recipe.read(tmp_path / "named.yaml", allow_code=True) == named
 
 
 def test_names_are_the_same_as_objects(net):

@@ -35,6 +35,10 @@ Threads = Annotated[int | None, typer.Option(metavar="N", min=1, help="CPU threa
 ModelOption = Annotated[
     str | None, typer.Option("--model", metavar="MODEL", help="the same as an option")
 ]
+AllowCode = Annotated[
+    bool,
+    typer.Option("--allow-code", help="let the recipe file name code (package.module:name)"),
+]
 RecipeFile = Annotated[
     Path | None, typer.Option("--recipe", metavar="FILE", help="YAML; options override its fields")
 ]
@@ -57,17 +61,18 @@ def takes_recipe(
         if "model" in fields:
             made.append(_keyword(NAMED_MODEL, ModelOption))
         if file:
-            made.append(_keyword("recipe", RecipeFile))
+            made += [_keyword("recipe", RecipeFile), _keyword("allow_code", AllowCode, False)]
         parameters = [*made, *(p.replace(kind=p.KEYWORD_ONLY) for p in others)]
 
         @functools.wraps(command)
         def called(**given: Any) -> None:
-            path = given.pop("recipe", None)
+            path, allow_code = given.pop("recipe", None), given.pop("allow_code", False)
             named = given.pop(NAMED_MODEL, None)
             values = dict(_given({name: given.pop(name) for name in fields}))
             if named is not None:
                 values["model"] = _once(values.get("model"), named)
-            recipe = Recipe.read(path, **values) if path else Recipe.of(**values)
+            read = Recipe.read(path, allow_code=allow_code, **values) if path else None
+            recipe = read or Recipe.of(**values)
             if "keep" in fields:
                 known.check(recipe)
             with (
@@ -114,10 +119,9 @@ def _parameter(name: str) -> inspect.Parameter:
     return _keyword(name, Annotated[list[str] | None if several else str | None, made])
 
 
-def _keyword(name: str, annotation: Any) -> inspect.Parameter:
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
-    )
+def _keyword(name: str, annotation: Any, default: Any = None) -> inspect.Parameter:
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, kind, default=default, annotation=annotation)
 
 
 def _default(field: FieldInfo) -> str:
