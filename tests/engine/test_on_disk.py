@@ -105,3 +105,13 @@ def test_a_shared_table_from_the_disk(tmp_path, method):
     assert "lm_head.up.weight" not in found
     model = load(tmp_path / "there")
     assert model.model.embed_tokens.down.weight is model.lm_head.up.weight
+
+
+def test_a_mixture_of_experts_that_does_not_fit_is_one_sentence(tmp_path):
+    """Its files hold experts one by one, so its blocks cannot be streamed."""
+    tiny.mixtral().to(torch.bfloat16).save_pretrained(tmp_path / "model")
+    with pytest.raises(UserError, match=r"experts one by one.*--memory \d") as caught:
+        result(tmp_path / "model", tmp_path / "out", "1kB")
+    assert {p.name for p in tmp_path.iterdir()} == {"model"}
+    said = str(caught.value).partition("--memory ")[2].split()[0]
+    assert result(tmp_path / "model", tmp_path / "out", said, evaluate=False).output is not None

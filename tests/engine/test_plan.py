@@ -269,3 +269,22 @@ def test_fast_asks_for_the_form_that_will_run(monkeypatch):
     assert set(compress(fused=True)) == {"model.layers.0.self_attn.q_proj"}
     with pytest.raises(BudgetError, match="keep 1;"):  # it stays dense
         compress()
+
+
+def test_experts_that_stay_as_they_are_are_told():
+    """A method that takes none, a family whose experts nobody takes, one that all is well with."""
+    import transformers as tf
+
+    def notes(model, method):
+        return " ".join(rankine.plan(model, method=method, keep=0.5).notes)
+
+    oss = tf.GptOssConfig(
+        vocab_size=48, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, head_dim=8,
+        num_key_value_heads=2, intermediate_size=64, num_local_experts=8,
+    )  # fmt: skip
+    with torch.device("meta"):
+        oss = tf.AutoModelForCausalLM.from_config(oss)
+    assert "no method takes experts that are stored transposed" in notes(oss, "svd")
+    assert "lord takes no banks of experts here (" in notes(tiny.mixtral(), "lord")
+    assert "experts" not in notes(tiny.mixtral(), "svd")
+    assert "experts" not in notes(tiny.llama(), "svd")

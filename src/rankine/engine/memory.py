@@ -35,8 +35,13 @@ def fits(directory: Path, limit: str | None) -> bool:
     beside them, when it measures, the dense model and the result once more? `limit`: what the user
     allows ("4GB"), else a share of what is free."""
     allowed = parse_size(limit) if limit is not None else int(SHARE * available())
+    return needed(directory) <= allowed
+
+
+def needed(directory: Path) -> int:
+    """Bytes that such a run takes."""
     stored, _ = directory_bytes(directory)
-    return COPIES * stored <= allowed
+    return COPIES * stored
 
 
 def _machine() -> int | None:

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from rankine import compat
 from rankine.anatomy import Anatomy, Target
 from rankine.budget import Budget, format_bytes
 from rankine.checkpoint import is_pretrained
-from rankine.discovery import get
+from rankine.discovery import catalogue, get
 from rankine.engine.parts import stage_targets, with_parts
 from rankine.engine.stage import WorkBench
 from rankine.errors import UserError
@@ -306,12 +307,31 @@ def _notes(
     dtype = _stored_dtype(model)
     if methods[-1].card.family == "low-rank":
         notes += _speed_notes(recipe, targets, dtype)
+    notes += _experts_note(methods[0], targets, model)
     if dtype == torch.float32:
         notes.append(
             "the weights are float32, 32 bits each against the 16 that keep counts: "
             "--dtype bfloat16 buys twice the ranks at the same bytes"
         )
     return notes
+
+
+def _experts_note(method: Compressor, targets: list[Target], model: nn.Module) -> Iterator[str]:
+    """Stacked experts that stay as they are, where they are much of the model."""
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    stacked = [n for n, p in model.named_parameters() if p.ndim == 3 and "expert" in n]
+    share = sum(sizes[name] for name in stacked) / max(sum(sizes.values()), 1)
+    if share < 0.1 or any(w.operator == "bank" for t in targets for w in t.weights):
+        return
+    said = f"the experts, {share:.0%} of the weights, stay as they are: "
+    if any(compat.expert_banks(module) for module in model.modules()):
+        able = [name for name, cls in catalogue().items() if "bank" in cls.card.takes]
+        yield f"{said}{method.name} takes no banks of experts here ({', '.join(able)} do)"
+    else:
+        yield (
+            f"{said}no method takes experts that are stored transposed, interleaved or with "
+            "biases; ask for a size of what is left, and quantize the experts elsewhere"
+        )
 
 
 def _speed_notes(recipe: Recipe, targets: list[Target], dtype: torch.dtype) -> Iterator[str]:

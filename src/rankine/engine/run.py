@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from rankine.anatomy import Anatomy, describe
+from rankine.budget import format_bytes
 from rankine.checkpoint import (
     Journal,
     ModelInfo,
@@ -32,7 +33,7 @@ from rankine.checkpoint.load import EMBEDDED, check_directory, directory_of
 from rankine.checkpoint.streamed import Resident, Streamed, Weights
 from rankine.discovery import get
 from rankine.engine.given import FEW_LOGITS, LOGITS, task_of
-from rankine.engine.memory import fits
+from rankine.engine.memory import fits, needed
 from rankine.errors import AcceptanceError, BudgetError, UserError
 from rankine.method import Learning
 from rankine.patch import Patch
@@ -220,7 +221,8 @@ def opened_on_disk(
     recipe: Recipe, model: str | nn.Module
 ) -> tuple[nn.Module, Any, ModelInfo, Weights] | None:
     """A directory whose model does not fit into memory, opened without its weights; None for
-    everything else."""
+    everything else. Raises UserError where its files do not hold the model's tensors as they are.
+    """
     if not isinstance(model, str) or recipe.into is not None or is_own(model):
         return None
     if any(isinstance(get(stage.method, stage.set), Learning) for stage in recipe.chain()):
@@ -230,7 +232,13 @@ def opened_on_disk(
         return None
     check_directory(directory)
     if (opened := open_streamed(directory, recipe.dtype)) is None:
-        return None
+        size = format_bytes(needed(directory) * 21 // 20)  # shown rounded, so upwards
+        raise UserError(
+            f"expected a model that fits into memory, or can be worked on block by block, found "
+            f"{model}, whose files hold other tensors than the model (experts one by one, say): "
+            f"take a machine with about {size} of memory, or say --memory {size.replace(' ', '')} "
+            "to try it here"
+        )
     loaded, tokenizer, info, weights = opened
     return loaded, tokenizer, replace(info, spec=model), weights
 
