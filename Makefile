@@ -14,12 +14,13 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 # Idle OpenMP threads must sleep: see src/rankine/threads.py.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help setup demo test test-latest test-oldest test-pinned wheel check format docs claims bench
+.PHONY: help setup demo test test-fast test-latest test-oldest test-pinned wheel check format docs claims bench
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo     compress the embedded model with three methods; writes out/demo/report.html"
 	@echo "make test     the whole test suite, with $(WORKERS) workers"
+	@echo "make test-fast     without the slow ones"
 	@echo "make test-latest   the suite with the newest release of everything but torch"
 	@echo "make test-oldest   the suite with the oldest transformers that we promise to work with"
 	@echo "make wheel    dist/rankine-*.whl"
@@ -50,8 +51,13 @@ setup: $(VENV)/.develops
 demo: $(VENV)/.runs
 	@$(BIN)/rankine demo -o out/demo --force $(ARGS)
 
+TEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(1)/python -m pytest -n $(WORKERS) --dist loadfile --timeout 600 --durations 20
+
 test: $(VENV)/.develops
-	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --timeout 600 $(ARGS)
+	@$(call TEST,$(BIN)) $(ARGS)
+
+test-fast: $(VENV)/.develops
+	@$(call TEST,$(BIN)) -m "not slow" $(ARGS)
 
 # Each has an environment of its own without our constraints. torch stays as it is pinned: another
 # one would pull gigabytes. Both take ARGS, such as ARGS=tests/checkpoint.
@@ -69,7 +75,7 @@ test-pinned:
 	@$(OTHER)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade \
 	  --upgrade-strategy eager -c $(OTHER)/pins.txt $(PIP_ARGS) -e ".[dev]"
 	@$(OTHER)/bin/python -m pip list --disable-pip-version-check | grep -Ei '^(torch|transformers|peft|accelerate|datasets|tokenizers) '
-	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(OTHER)/bin/python -m pytest -n $(WORKERS) --dist loadfile --timeout 600 $(ARGS)
+	@$(call TEST,$(OTHER)/bin) $(ARGS)
 
 wheel: $(VENV)/.develops
 	@$(BIN)/python -m pip wheel . --no-deps --quiet --disable-pip-version-check --wheel-dir dist

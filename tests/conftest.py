@@ -3,3 +3,5 @@
 from rankine import threads
 
 threads.settle()
+
+pytest_plugins = ["processes"]
