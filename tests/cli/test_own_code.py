@@ -168,18 +168,18 @@ def test_a_recipe_names_them_too(rankine, home):
 
 
 @pytest.mark.parametrize(
-    "line",
+    "text",
     [
-        "model: shop.evil:build",
-        "evaluate: shop.evil:metrics",
-        "set: {structures: [shop.evil:name]}",
+        "keep: 0.5\nmethod: svd\nmodel: shop.evil:build",
+        "bits: 9\nmethod: svd\nevaluate: shop.evil:metrics",
+        "keep: 0.5\nset: {structures: [shop.evil:name]}",
         "stages: [{method: svd, keep: 0.5}, {method: heal, set: {teacher: 'shop.evil:build'}}]",
     ],
 )
-def test_a_strangers_recipe_imports_nothing(rankine, home, line):
+def test_a_strangers_recipe_imports_nothing(rankine, home, text):
     """Wherever it names code; what the user types instead, or allows, is imported."""
     (home / "shop" / "evil.py").write_text("open('ran', 'w').close()\n")
-    (home / "recipe.yaml").write_text(f"method: svd\nkeep: 0.5\n{line}\n")
+    (home / "recipe.yaml").write_text(text)
     for verb in (["plan"], ["compress", "-o", "small"]):
         ran = rankine(*verb, "--recipe", "recipe.yaml")
         assert ran.code == 2

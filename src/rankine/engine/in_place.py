@@ -44,9 +44,9 @@ def in_place(model: Any) -> Iterator[Hold]:
                 tensor.copy_(value)
         for tensor, old in data:
             tensor.data = old
-        for owner, old in attributes:
+        for owner, held in attributes:
             vars(owner).clear()
-            vars(owner).update(old)
+            vars(owner).update(held)
         raise
 
 

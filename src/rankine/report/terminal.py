@@ -71,9 +71,8 @@ QUALITY = (
     Column("loss", lambda row, _: n.decimal(row.get("loss"), 4), 1),
     Column("accuracy", lambda row, _: n.percent(row.get("accuracy")), 3),
 )
-ACCEPTED = Column(
-    "accepted", lambda row, _: {True: "yes", False: "no"}.get(row.get("accepted"), n.UNKNOWN), 1
-)
+WORDS = {"True": "yes", "False": "no"}
+ACCEPTED = Column("accepted", lambda row, _: WORDS.get(str(row.get("accepted")), n.UNKNOWN), 1)
 SPEED = (
     Column("tokens/s", lambda row, _: n.rate(row.get("tokens_per_second")), 6),
     Column("vs dense", _speed, 5),
