@@ -267,6 +267,7 @@ def test_every_colour_has_its_own_dark_twin():
     assert len(twins()) == len(COLOURS)
 
 
+@pytest.mark.process
 def test_importing_the_room_is_light():
     code = "import rankine.report, sys; print([m for m in ('torch', 'bokeh') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
