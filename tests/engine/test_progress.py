@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import byte_models
 import rankine
 import tiny_models as tiny
 from rankine.progress import concerning, counted, heard, named, quiet
@@ -49,27 +50,23 @@ MEASURED = {"score dense", "score int8 (plain)", "score int4 (plain)", "speed", 
 
 def test_a_language_model_is_counted_from_end_to_end(stages_of):
     """A bar for each long part; each ends."""
-    stages = stages_of("--method", "asvd", "--keep", "0.8")
+    stages = stages_of(method="asvd", keep=0.8)
     assert {*MEASURED, "read", "int8", "int4", "survey", "probes", "bids", "samples"} <= set(stages)
     assert ends(stages) == set(stages)
 
 
 @pytest.fixture
-def stages_of(tmp_path, monkeypatch):
+def stages_of(tmp_path):
     """The stages of a small compression of a tiny Llama on the command line's own terms."""
-    import command_line
-    from rankine.recipe import Recipe
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(f"def add_{n}(a, b): return a + {n} * b" for n in range(300)))
+    data = {"calibration": str(text), "evaluation": str(text), "tokens": "4x32"}
 
-    place = command_line.write_tiny(tmp_path / "tiny")
-    text = command_line.write_text(tmp_path / "text.txt")
-
-    def run(*options):
+    def run(**asked):
         ear = Heard()
-        words = iter([*options, *command_line.small_run(text)])
-        fields = {flag.removeprefix("--").replace("-", "_"): next(words) for flag in words}
-        rankine.compress(
-            str(place), output=tmp_path / "out", recipe=Recipe.of(**fields), progress=ear
-        )
+        place = str(byte_models.write(tmp_path / "tiny"))
+        fields = {**data, "eval_tokens": 200, **asked}
+        rankine.compress(place, output=tmp_path / "out", progress=ear, **fields)
         return ear.stages
 
     return run
