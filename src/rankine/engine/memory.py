@@ -39,9 +39,9 @@ def fits(directory: Path, limit: str | None) -> bool:
 
 
 def needed(directory: Path) -> int:
-    """Bytes that such a run takes."""
+    """Bytes that such a run takes, about."""
     stored, _ = directory_bytes(directory)
-    return COPIES * stored
+    return int(COPIES * stored)
 
 
 def _machine() -> int | None:
