@@ -224,6 +224,18 @@ def test_a_loss_that_explodes_and_no_data_are_one_sentence(student):
         next(Feed(FunctionTask(batches(16, 1))))
 
 
+def test_batches_of_any_shape_are_known_again():
+    """Numbers without dimensions, and nothing at all."""
+    parts = {"x": torch.ones(2, 3), "weight": torch.tensor(0.5), "none": torch.zeros(0)}
+    found = [Feed(FunctionTask(train=[{**parts, "weight": torch.tensor(w)}])) for w in (0.5, 0.25)]
+    for feed in found:
+        next(feed)
+    assert found[0].digest != found[1].digest
+    again = Feed(FunctionTask(train=[parts]))
+    again.skip_to(1, found[0].digest)
+    assert FunctionTask([parts]).fingerprint() != FunctionTask([]).fingerprint()
+
+
 def test_the_schedule_warms_up_and_ends_at_its_floor():
     shares = [warmup_cosine(step, 100, 0.1, 0.2) for step in range(100)]
     assert shares[0] == pytest.approx(0.1)

@@ -167,7 +167,7 @@ class FunctionTask:
             for name, tensor in leaves(batch):
                 digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
                 raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-                digest.update(raw.numpy().tobytes())
+                digest.update(raw.numpy().data)
         return digest.hexdigest()
 
 

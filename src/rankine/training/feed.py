@@ -34,7 +34,8 @@ class Feed:
         found = hashlib.sha256(self.digest.encode())
         for name, tensor in leaves(batch):
             found.update(f"{name}{tuple(tensor.shape)}".encode())
-            found.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            flat = tensor.detach().cpu().contiguous().reshape(-1)  # a number has no bytes to view
+            found.update(flat.view(torch.uint8).numpy().data)
         self.read, self.digest = self.read + 1, found.hexdigest()
         return batch
 
