@@ -74,6 +74,33 @@ def test_wrong_shapes_are_one_sentence(change, said):
         parse({**MINIMAL, **change})
 
 
+@pytest.mark.parametrize(
+    "place",
+    [
+        ("plan", "runs_on"), ("plan", "notes"), ("budget", "asked"), ("targets", 0, "shape"),
+        ("targets", 0, "spectrum"), ("targets", 0, "spectrum_ranks"), ("targets", 0, "blocks"),
+    ],
+)  # fmt: skip
+def test_wrong_shapes_inside_are_one_sentence_too(place):
+    data = at = report_sample.short()
+    for step in place[:-1]:
+        at = at[step]
+    at[place[-1]] = 5
+    with pytest.raises(UserError, match=f'in "{place[-1]}" of the report, found int'):
+        parse(data)
+
+
+def test_odd_values_are_shown_as_they_are(tmp_path):
+    data = report_sample.short()
+    row = data["rows"][1]
+    row |= {"name": {"a": [1]}, "metrics": {"a": [1]}, "perplexity_interval": [1e-320, 1e300]}
+    data["warnings"] = [{"a": 1}, 5]
+    both = report.combine([data, data])
+    assert both["warnings"] == ["{'a': 1}", "5"]
+    assert len(both["rows"]) == len(data["rows"])
+    report.write(both, tmp_path)
+
+
 def test_a_newer_minor_schema_and_unknown_fields_pass():
     assert parse({**MINIMAL, "schema": "1.9", "search": {"tried": 3}})["rows"] == []
 

@@ -4,6 +4,7 @@ import copy
 import itertools
 import json
 import shlex
+from pathlib import Path
 
 import pytest
 import torch
@@ -208,6 +209,18 @@ def test_what_cannot_work_is_one_sentence(pair, dense, task, tmp_path):
         rankine.heal(small, task=task, output=tmp_path / "small")
     with pytest.raises(UserError, match="factors to train"):
         rankine.heal(teacher, task=task_of(), **KNOBS)
+
+
+def test_a_strangers_report_beside_the_model(pair, task):
+    """What it says is taken over where it says something."""
+    report = Path(pair[1], "report.json")
+    report.write_text('{"schema": "1.0", "model": {}, "rows": [{}, {"kind": "result", "name": 5}]}')
+    healed = rankine.heal(pair[1], task=task, steps=1)
+    assert healed.report["rows"][-1]["name"] == "5 healed"
+    assert healed.report["model"]["family"] == "llama"
+    report.write_text('{"schema": "1.0", "model": {}, "rows": 5}')
+    with pytest.raises(UserError, match='a list in "rows" of the report'):
+        rankine.heal(pair[1], task=task, steps=1)
 
 
 @pytest.fixture(scope="module")

@@ -22,9 +22,12 @@ from rankine.evaluation.latency import decode_speed, measure_latency, peak_resid
 from rankine.method import Learning
 from rankine.patch import stored_bits
 from rankine.recipe import Recipe
+from rankine.report.schema import parse
 from rankine.structures.bank import full_shape
 from rankine.training.heal import standing
 
+#: What an earlier report says of the model before it was compressed, and of how.
+KEPT = ("model", "targets", "bytes", "bytes_before", "budget")
 #: Steps whose mean loss the report keeps as one point.
 CURVE = 50
 
@@ -33,12 +36,13 @@ def measure_before(run: Run, teacher: Teacher | None) -> dict[str, Any]:
     """Rows: the teacher, what an earlier report measured on the same text, the model as it is.
     A sample: the earlier report's, or the teacher's, or the model's own."""
     old = _earlier(run)
-    rows = [r for r in old.get("rows", []) if r["kind"] != "result"] if _same_text(run, old) else []
+    kept = old.get("rows", []) if _same_text(run, old) else []
+    rows = [row for row in kept if row.get("kind") != "result"]
     if teacher is not None:
         found = figures.scored(run, teacher.model, "teacher")
         name = f"{teacher.name} (teacher)"
-        row = record.row(name, "dense", found, bytes_=teacher.bytes, keep=teacher.keep, method="")
-        rows = [row, *_beside(row, rows)]
+        own = record.row(name, "dense", found, bytes_=teacher.bytes, keep=teacher.keep, method="")
+        rows = [own, *_beside(own, rows)]
     directory = run.info.directory
     size = directory_bytes(directory)[0] if directory else tensor_bytes(run.model)
     rows.append(_row(run, _name(run), run.work, size))
@@ -48,18 +52,19 @@ def measure_before(run: Run, teacher: Teacher | None) -> dict[str, Any]:
 
 def _beside(teacher: Mapping[str, Any], old: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The earlier baselines, if the dense model they were made from scored as the teacher does."""
-    dense = next((r for r in old if r["kind"] == "dense"), {})
+    dense = next((r for r in old if r.get("kind") == "dense"), {})
     pairs = ((dense.get(f), teacher.get(f)) for f in ("perplexity", "loss"))
     same = any(a and b and math.isclose(a, b, rel_tol=1e-3) for a, b in pairs)
-    return [r for r in old if r["kind"] != "dense"] if same else []
+    return [r for r in old if r.get("kind") != "dense"] if same else []
 
 
 def _earlier(run: Run) -> dict[str, Any]:
-    """The report that lies beside the model, if there is one."""
+    """The report that lies beside the model, if there is one; it may be a stranger's. Raises
+    UserError where it is none."""
     directory = run.info.directory
     if directory is None or not (directory / "report.json").is_file():
         return {}
-    return report.read(directory)
+    return dict(parse(report.read(directory)))
 
 
 def _same_text(run: Run, old: Mapping[str, Any]) -> bool:
@@ -71,8 +76,8 @@ def _same_text(run: Run, old: Mapping[str, Any]) -> bool:
 
 
 def _name(run: Run) -> str:
-    results = [r["name"] for r in _earlier(run).get("rows", []) if r["kind"] == "result"]
-    return results[-1] if results else run.info.name
+    results = [r for r in _earlier(run).get("rows", []) if r.get("kind") == "result"]
+    return str(results[-1].get("name") or run.info.name) if results else run.info.name
 
 
 def _row(run: Run, name: str, model: nn.Module, size: int, **more: Any) -> dict[str, Any]:
@@ -142,7 +147,7 @@ def begin(
         "bytes": record.bytes_by_role(run),
         "bytes_before": {},
         "budget": {"asked": {}, "keep": _kept(run), "size": None, "note": None},
-        **{k: old[k] for k in ("model", "targets", "bytes", "bytes_before", "budget") if k in old},
+        **{name: old[name] for name in KEPT if old.get(name)},
         "rows": [],
         "samples": [],
         **before,
@@ -161,7 +166,7 @@ def begin(
             "steps": len(learned.losses),
             "loss": means,
             "steps_per_point": CURVE,
-            "recipe_before": old.get("recipe"),
+            "recipe_before": old.get("recipe") or None,
         },
     }
 

@@ -32,7 +32,7 @@ def combine(reports: Sequence[Mapping[str, Any]]) -> Report:
         for row in r["rows"]
         if (row.get("kind") or "result") == kind
     ):
-        mark = (row.get("name"), row.get("method"), row.get("bytes"), *_quality(row))
+        mark = repr((row.get("name"), row.get("method"), row.get("bytes"), *_quality(row)))
         if mark not in seen:
             seen.add(mark)
             rows.append(row)

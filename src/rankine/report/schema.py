@@ -153,6 +153,14 @@ _OBJECTS = (
 )
 
 
+#: What the page goes through inside of them.
+_INSIDE = (
+    *(("targets", name, list) for name in ("shape", "blocks", "spectrum", "spectrum_ranks")),
+    *(("plan", name, list) for name in ("runs_on", "notes")),
+    ("budget", "asked", dict),
+)
+
+
 def clean(value: Any) -> Any:
     """JSON values only: NaN and infinities become None, numpy scalars numbers, paths strings."""
     if value is None or isinstance(value, (str, bool)):
@@ -196,11 +204,16 @@ def parse(data: Mapping[str, Any]) -> Report:
     for field in _TABLES:
         if not all(isinstance(item, dict) for item in report[field]):
             raise UserError(f'expected objects in "{field}" of the report, found other values')
+    for field, inner, kind in _INSIDE:
+        for item in report[field] if field in _TABLES else [report[field]]:
+            if item.get(inner) is not None:
+                _expect(item, inner, kind)
+    report["warnings"] = list(map(str, report["warnings"]))
     return cast(Report, report)
 
 
-def _expect(report: dict[str, Any], field: str, kind: type) -> Any:
-    value = report.get(field)
+def _expect(owner: dict[str, Any], field: str, kind: type) -> Any:
+    value = owner.get(field)
     if value is None:
         return kind()
     if not isinstance(value, kind):

@@ -115,11 +115,11 @@ def points_of(rows: Sequence[Row], quality: Quality = PERPLEXITY) -> tuple[str, 
     ]
     unit, divisor = _unit(max((x for x, _, _ in sized), default=1.0))
     least = min((y for _, y, _ in sized), default=1.0)
-    top = CEILING * least if quality.worse else math.inf
+    bottom, top = (least / CEILING, CEILING * least) if quality.worse else (-math.inf, math.inf)
     points = []
     for x, y, row in sized:
         low, high = (_interval(row) if quality is PERPLEXITY else None) or (y, y)
-        at, low, high = (min(number, top) for number in (y, low, high))
+        at, low, high = (min(max(number, bottom), top) for number in (y, low, high))
         points.append(Point(x / divisor, at, low, high, y > top, row, quality.text(y)))
     return unit, points
 
