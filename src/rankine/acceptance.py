@@ -5,9 +5,11 @@ A row holds Rankine's own figures under their names, and the user's own under `m
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -50,14 +52,15 @@ class Condition(NamedTuple):
     def parse(cls, text: str) -> Condition:
         """Raises UserError on anything else."""
         found = re.fullmatch(r"\s*(\w[\w.@/ -]*?)\s*(>=|<=|>|<)\s*(\S+)\s*", text)
-        try:
-            if found is not None:
-                return cls(found[1], found[2], float(found[3]))
-        except ValueError:
-            pass
-        raise UserError(
-            f'expected accept as a figure and its bound, such as auc>=0.80, found "{text}"'
-        )
+        bound = math.nan
+        if found is not None:
+            with suppress(ValueError):
+                bound = float(found[3])
+        if found is None or math.isnan(bound):  # which nothing holds
+            raise UserError(
+                f'expected accept as a figure and its bound, such as auc>=0.80, found "{text}"'
+            )
+        return cls(found[1], found[2], bound)
 
     def holds(self, value: float) -> bool:
         """NaN holds nothing."""

@@ -32,6 +32,7 @@ from rankine.errors import AcceptanceError, BudgetError
         (["--kep", "0.5"], "--keep"),
         (["--keep", "0.5", "--accept", "auc"], "auc>=0.80"),
         (["--keep", "0.5", "--accept", "auc>=high"], "auc>=0.80"),
+        (["--keep", "0.5", "--accept", "auc>=nan"], "auc>=0.80"),
         (["--keep", "0.5", "--loss", "loss.py"], "package.module:name"),
         (["--keep", "0.5", "--evaluate", "<function auc>"], "given in Python"),
         (["--keep", "0.5", "--model", "another"], "name it once"),
