@@ -56,6 +56,38 @@ def test_moment_covariance_cross_moment_and_journal_form():
     assert torch.equal(back.h_nn, found.h_nn)
 
 
+def test_float32_squares_that_do_not_fit_into_float32_wait_in_float32():
+    total = MomentSum()
+    total.add(1e30 * normal(50, 4))
+    found = total.mean()
+    back = Moment.from_tensors(found.tensors(torch.float32))
+    assert close(back.h_nn, found.h_nn, 1e-7)
+
+
+def test_a_moment_on_a_subspace_keeps_the_trace_and_its_covariance():
+    x = normal(60, 9) + 2.0
+    basis, _ = torch.linalg.qr(normal(9, 3, seed=1))
+    whole, total = MomentSum(), MomentSum(basis)
+    whole.add(x)
+    total.add(x)
+    w, found = whole.mean(), total.mean()
+    t = normal(4, 3, seed=2).double() @ basis.double().T
+    assert torch.allclose(found.gram.mean_diagonal(), w.gram.mean_diagonal(), rtol=1e-6)
+    assert close(found.gram.congruence(t), w.gram.congruence(t), 1e-5)
+    assert close(found.centred.congruence(t), w.centred.congruence(t), 1e-5)
+    assert torch.allclose(found.centred.mean_diagonal(), w.centred.mean_diagonal(), rtol=1e-5)
+    back = Moment.from_tensors(found.tensors(), basis)
+    assert torch.equal(back.gram.congruence(t), found.gram.congruence(t))
+
+
+def test_a_cross_moment_on_a_subspace_is_all_that_its_weight_asks_for():
+    x, other, w = normal(60, 9), normal(60, 9, seed=1), normal(3, 9, seed=2)
+    whole, total = CrossSum(), CrossSum(torch.linalg.qr(w.T)[0])
+    whole.add(x, other)
+    total.add(x, other)
+    assert close(total.mean().behind(w), whole.mean().behind(w), 1e-6)
+
+
 def test_no_rows_is_an_error_of_the_caller():
     total = MomentSum()
     total.add(torch.empty(0, 3))

@@ -13,7 +13,7 @@ def pack(h_nn: Tensor) -> Tensor:
     odd, half = n % 2, (n + 1) // 2
     packed = h_nn.new_zeros(*h_nn.shape[:-2], n + 1 - odd, half)
     packed[..., 1 - odd :, :] = h_nn[..., :half]
-    head, corner = packed[..., : n - half, odd:], h_nn[..., half:, half:]
+    head, corner = packed[..., : n - half, odd:], h_nn[..., half:, half:].mT
     head.tril_(-1).add_(corner.triu())
     return packed
 
