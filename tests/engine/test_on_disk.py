@@ -115,3 +115,36 @@ def test_a_mixture_of_experts_that_does_not_fit_is_one_sentence(tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"model"}
     said = str(caught.value).partition("--memory ")[2].split()[0]
     assert result(tmp_path / "model", tmp_path / "out", said, evaluate=False).output is not None
+
+
+# -- the work directory -----
+@pytest.fixture(scope="module")
+def broad(tmp_path_factory):
+    """Broad enough that moments outweigh the journal's own words."""
+    place = tmp_path_factory.mktemp("model") / "broad"
+    config = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4}
+    tiny.llama(**config).to(torch.bfloat16).save_pretrained(place)
+    return place
+
+
+def bytes_below(directory):
+    return sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
+
+
+@pytest.mark.parametrize("memory", ["1TB", "1kB"], ids=["resident", "streamed"])
+@pytest.mark.parametrize("method", ["svd_llm", "lord", "auto", "kfac_svd", "auto refined"])
+def test_scratch_is_what_the_plan_said_and_empties(broad, tmp_path, method, memory):
+    seen, work = [0], tmp_path / "work"
+
+    def look(stage, done, total):
+        seen.append(bytes_below(work) if work.exists() else 0)
+
+    wanted = {"work": str(work), "progress": look, "evaluate": False}
+    done = result(broad, tmp_path / "out", memory, method, **wanted)
+    said = done.report["plan"]["scratch"]
+    words = 1500 * 28 * 4  # an entry's own: four per target
+    assert max(seen) <= 1.1 * said + words
+    assert max(seen) >= 0.8 * said
+    if done.stages[-1].spool is not None:  # nothing measured is left behind
+        left = work.rglob("entries/survey-0*/*.safetensors")
+        assert sum(file.stat().st_size for file in left) < 100 * 28

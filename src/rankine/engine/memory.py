@@ -34,13 +34,17 @@ def fits(directory: Path, limit: str | None) -> bool:
     """Can a run keep everything in memory: the model of a directory as stored and in float32, and
     beside them, when it measures, the dense model and the result once more? `limit`: what the user
     allows ("4GB"), else a share of what is free."""
+    return bytes_fit(directory_bytes(directory)[0], limit)
+
+
+def bytes_fit(stored: int, limit: str | None) -> bool:
+    """The same of a checkpoint of so many bytes."""
     allowed = parse_size(limit) if limit is not None else int(SHARE * available())
-    return needed(directory) <= allowed
+    return footprint(stored) <= allowed
 
 
-def needed(directory: Path) -> int:
+def footprint(stored: int) -> int:
     """Bytes that such a run takes, about."""
-    stored, _ = directory_bytes(directory)
     return int(COPIES * stored)
 
 

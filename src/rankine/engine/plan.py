@@ -16,6 +16,8 @@ from rankine.anatomy import Anatomy, Target
 from rankine.budget import Budget, format_bytes
 from rankine.checkpoint import is_pretrained
 from rankine.discovery import catalogue, get
+from rankine.engine import room
+from rankine.engine.memory import bytes_fit
 from rankine.engine.parts import stage_targets, with_parts
 from rankine.engine.stage import WorkBench
 from rankine.errors import UserError
@@ -56,6 +58,7 @@ class Plan:
     bytes_after: int
     seconds: float
     memory: int
+    scratch: int
     parameters: int
     runs_on: tuple[str, ...]
     notes: tuple[str, ...] = field(default=())
@@ -67,7 +70,8 @@ class Plan:
             f"model    {self.model} ({self.family}), {format_bytes(self.bytes_before)}",
             f"method   {self.method} on {self.targets} weights, {self.weights:,} parameters",
             f"size     {format_bytes(self.bytes_after)} on disk ({share:.0%} of today's)",
-            f"time     about {_duration(self.seconds)}, memory {format_bytes(self.memory)}",
+            f"time     about {_duration(self.seconds)}, memory {format_bytes(self.memory)}, "
+            f"scratch {format_bytes(self.scratch)}",
             f"runs on  {', '.join(self.runs_on)}",
             *[f"note     {note}" for note in self.notes],
         ]
@@ -84,6 +88,7 @@ class Plan:
             "bytes": self.bytes_after,
             "seconds": round(self.seconds, 1),
             "memory": self.memory,
+            "scratch": self.scratch,
             "runs_on": list(self.runs_on),
             "notes": list(self.notes),
         }
@@ -105,7 +110,9 @@ def make_plan(
     before = tensor_bytes(model)
     fixed = fixed_bytes(model, targets, compressors[0])
     budget = recipe.budget(sizing[-1][1])
-    after = fixed + _predicted_bits(recipe, sizing, targets, model, fixed) // 8
+    bits = _predicted_bits(recipe, sizing, targets, model, fixed)
+    positions, length = _positions(recipe, task)
+    streamed = is_pretrained(model) and not bytes_fit(before, recipe.memory)
     return Plan(
         model=name,
         family=anatomy.family,
@@ -113,9 +120,10 @@ def make_plan(
         targets=len(targets),
         weights=weights,
         bytes_before=before,
-        bytes_after=after,
-        seconds=_seconds(methods, targets, anatomy, *_positions(recipe, task)),
-        memory=_memory(model, anatomy, before),
+        bytes_after=fixed + bits // 8,
+        seconds=_seconds(methods, targets, anatomy, positions, length),
+        memory=room.memory(anatomy, before, streamed, positions),
+        scratch=room.scratch(compressors, targets, anatomy, bits, streamed, positions),
         parameters=sum(p.numel() for p in model.parameters()),
         runs_on=PRETRAINED if is_pretrained(model) else PLAIN_MODULE,
         notes=tuple(_notes(recipe, compressors, budget, weights, fixed, targets, model)),
@@ -271,16 +279,6 @@ def _flops_per_second(n: int = 512) -> float:
     for _ in range(4):
         a @ a
     return 4 * 2 * n**3 / max(time.perf_counter() - start, 1e-6) * 0.5
-
-
-def _memory(model: nn.Module, anatomy: Anatomy, stored: int) -> int:
-    """Stored and computing copies, one block's moments in float64."""
-    widest = max(
-        (sum(w.shape[0] ** 2 + w.shape[1] ** 2 for w in b.weights) for b in anatomy.blocks),
-        default=0,
-    )
-    parameters = sum(p.numel() for p in model.parameters())
-    return stored + 4 * parameters + 8 * widest
 
 
 def _notes(

@@ -22,6 +22,7 @@ from rankine.budget import format_bytes
 from rankine.checkpoint import (
     Journal,
     ModelInfo,
+    directory_bytes,
     is_own,
     open_given,
     open_model,
@@ -33,7 +34,7 @@ from rankine.checkpoint.load import EMBEDDED, check_directory, directory_of
 from rankine.checkpoint.streamed import Resident, Streamed, Weights
 from rankine.discovery import get
 from rankine.engine.given import FEW_LOGITS, LOGITS, task_of
-from rankine.engine.memory import fits, needed
+from rankine.engine.memory import fits, footprint
 from rankine.errors import AcceptanceError, BudgetError, UserError
 from rankine.method import Learning
 from rankine.patch import Patch
@@ -232,7 +233,8 @@ def opened_on_disk(
         return None
     check_directory(directory)
     if (opened := open_streamed(directory, recipe.dtype)) is None:
-        size = format_bytes(needed(directory) * 21 // 20)  # shown rounded, so upwards
+        stored, _ = directory_bytes(directory)
+        size = format_bytes(footprint(stored) * 21 // 20)  # shown rounded, so upwards
         raise UserError(
             f"expected a model that fits into memory, or can be worked on block by block, found "
             f"{model}, whose files hold other tensors than the model (experts one by one, say): "
