@@ -21,6 +21,8 @@ NOTE = (
 )
 #: Weights per scale of the plain baselines.
 GROUP = 64
+#: Rows that are rounded at a time.
+ROWS = 256
 
 
 def measured(run: Run) -> tuple[dict[str, dict[str, Any]], dict[str, tuple[int, float]]]:
@@ -53,9 +55,10 @@ def _rounded(run: Run, structure: Quantized) -> dict[str, Any]:
     def rounded(name: str, tensor: Tensor) -> Tensor:
         if name not in turned:
             return tensor
-        w_oi = (tensor.mT if turned[name] else tensor).to(run.store_dtype)
-        w_oi = structure.decode(structure.encode(w_oi, Metric())).to(tensor)
-        return w_oi.mT.contiguous() if turned[name] else w_oi
+        for rows in (tensor.mT if turned[name] else tensor).split(ROWS):  # in place, by and by
+            codes = structure.encode(rows.to(run.store_dtype), Metric())
+            rows.copy_(structure.decode(codes))
+        return tensor
 
     with run.weights.through(rounded):
         return dict(run.task.score(run.work))

@@ -23,11 +23,14 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     """(..., n) uint8 codes below 2^bits → (..., ceil(n·bits/8)) bytes, little-endian bit stream."""
     if bits == 8:
         return codes.contiguous()
+    if bits == 4:
+        codes = F.pad(codes, (0, codes.shape[-1] % 2))
+        return codes[..., ::2] | codes[..., 1::2] << 4
     planes = (codes.unsqueeze(-1) >> torch.arange(bits, device=codes.device)) & 1
     stream = planes.flatten(-2)
     stream = F.pad(stream, (0, -stream.shape[-1] % 8)).unflatten(-1, (-1, 8))
-    weights = 2 ** torch.arange(8, device=codes.device)
-    return (stream * weights).sum(-1).to(torch.uint8)
+    weights = (2 ** torch.arange(8, device=codes.device)).to(torch.uint8)
+    return (stream * weights).sum(-1, dtype=torch.uint8)
 
 
 def unpack(packed: Tensor, bits: int, n: int) -> Tensor:
@@ -41,7 +44,7 @@ def unpack(packed: Tensor, bits: int, n: int) -> Tensor:
     stream = torch.stack([(packed >> shift) & 1 for shift in range(8)], -1)
     planes = stream.flatten(-2)[..., : n * bits].unflatten(-1, (n, bits))
     weights = (2 ** torch.arange(bits, device=packed.device)).to(torch.uint8)
-    return (planes * weights).sum(-1).to(torch.uint8)
+    return (planes * weights).sum(-1, dtype=torch.uint8)
 
 
 @dataclass(frozen=True)
