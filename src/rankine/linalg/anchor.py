@@ -33,9 +33,12 @@ def anchored_goal(w_oi: Tensor, cross: Cross, moment_ii: Tensor, ridge: float) -
     T = W + W (C − H') (H' + λI)⁻¹ with C = E[x x'ᵀ], H' = E[x' x'ᵀ], λ = ridge · mean(diag H').
     Where the compressed stream has no data, T = W: nothing is lost off the data.
     """
-    w, h = w_oi.double(), moment_ii.double()
-    shift_oi = cross.behind(w_oi).sub_(w @ h)
-    h = h.clone()
-    h.diagonal().add_(ridge * h.diagonal().mean().clamp_min(1e-30))
-    lower = torch.linalg.cholesky(h, out=h)  # reads the lower triangle alone
-    return w + torch.cholesky_solve(shift_oi.mT, lower).mT
+    h_ii = moment_ii.double()
+    shift_oi = cross.behind(w_oi).sub_(w_oi.double() @ h_ii)
+    # Column by column, as LAPACK has it: factored in place, and no copy for either solve.
+    lower = h_ii.mT.clone(memory_format=torch.contiguous_format).mT
+    lower.diagonal().add_(ridge * h_ii.diagonal().mean().clamp_min(1e-30))
+    torch.linalg.cholesky(lower, out=lower)
+    shift_oi = torch.linalg.solve_triangular(lower.mT, shift_oi, upper=True, left=False)
+    shift_oi = torch.linalg.solve_triangular(lower, shift_oi, upper=False, left=False)
+    return shift_oi.add_(w_oi)
