@@ -26,6 +26,9 @@ MOST_REPEATED = 100_000
 #: once, and a head that was not trained yet not at all.
 TENSORS = 8, 1024
 NUMBERS = 4, 1 << 24
+#: Bytes of tables that are computed from the config alone and never saved: honest ones (positions,
+#: masks) have megabytes, whatever the weights of a small model have.
+TABLES = 1 << 30
 
 
 def check_counts(config: Mapping[str, Any], where: Path) -> None:
@@ -109,11 +112,17 @@ def _compare(model: nn.Module, stored: Mapping[str, Header], directory: Path) ->
                 f"{tuple(slot.shape)} for {name}, found {found.dtype} {found.shape}: "
                 "copy both from the same place again"
             )
-    held = {id(t): t for t in (*slots.values(), *model.buffers())}  # tables that are not saved too
-    asked = sum(tensor.numel() for tensor in held.values())
+    asked = sum(t.numel() for t in {id(t): t for t in slots.values()}.values())
     there = sum(header.numbers for header in stored.values())
     if asked > NUMBERS[0] * there + NUMBERS[1]:
         raise UserError(
             f"expected a {CONFIG} for the {there:,} numbers of the weights in {directory}, found "
             f"one that asks for {asked:,}: copy both from the same place again"
+        )
+    saved = set(map(id, slots.values()))
+    tables = sum(t.numel() * t.element_size() for t in model.buffers() if id(t) not in saved)
+    if tables > TABLES:
+        raise UserError(
+            f"expected a {CONFIG} in {directory} whose tables (positions, masks) take at most "
+            f"{TABLES:,} bytes, found one that asks for {tables:,}: copy it again"
         )

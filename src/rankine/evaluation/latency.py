@@ -37,12 +37,11 @@ __all__ = [
 class Latency:
     """Medians over repeats: `prefill` seconds for the prompt, `tokens_per_second` of decoding one
     by one with a cache. `speedup`: median of the paired decode ratios against the first model (its
-    own is 1), `prefill_speedup` likewise. `bytes`: parameters and buffers, shared ones once."""
+    own is 1). `bytes`: parameters and buffers, shared ones once."""
 
     prefill: float
     tokens_per_second: float
     speedup: float
-    prefill_speedup: float
     bytes: int
 
 
@@ -80,7 +79,6 @@ def measure_latency(
             statistics.median(prefill for prefill, _ in own),
             new_tokens / statistics.median(decode for _, decode in own),
             statistics.median(f[1] / o[1] for f, o in zip(first, own)),
-            statistics.median(f[0] / o[0] for f, o in zip(first, own)),
             parameter_bytes(models[name]),
         )
         for name, own in runs.items()
