@@ -33,6 +33,7 @@ def suggest(name: str, known: "list[str] | tuple[str, ...]") -> str:
     import difflib
 
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    near = near or difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
     if near:
         return f'did you mean "{near[0]}"?'
     return "known: " + ", ".join(sorted(known))

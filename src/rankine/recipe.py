@@ -66,6 +66,15 @@ def _conditions(value: Any) -> Any:
     return value
 
 
+#: Pydantic's names for what is no such thing.
+KINDS = {
+    **dict.fromkeys(("float_parsing", "float_type"), "a number"),
+    **dict.fromkeys(("int_parsing", "int_type", "int_from_float"), "a whole number"),
+    **dict.fromkeys(("bool_parsing", "bool_type"), "true or false"),
+    "string_type": "text",
+}
+
+
 def _named_code(value: Any) -> Iterator[str]:
     """Every `package.module:name` in a recipe's values, knobs and stages included."""
     if own.is_name(value):
@@ -104,7 +113,9 @@ class Recipe(BaseModel):
         None, description="package.module:factory of the architecture that a plain MODEL needs"
     )
     method: str = Field("auto", description="a method of the catalogue (`rankine methods`)")
-    keep: float | None = Field(None, description="stored bits of the targeted weights / 16 each")
+    keep: float | None = Field(
+        None, description="stored bits of the targeted weights / 16 each, such as 0.7"
+    )
     size: int | str | None = Field(None, description='whole checkpoint on disk, "4GB" or bytes')
     bits: float | None = Field(None, description="mean stored bits per targeted weight")
     paper_ratio: float | None = Field(None, description="a paper's own ratio: parameters removed")
@@ -179,11 +190,11 @@ class Recipe(BaseModel):
             if first["type"] == "extra_forbidden":
                 known = list(cls.model_fields)
                 raise UserError(f'unknown option "{place}"; {suggest(place, known)}') from None
-            hint = first["msg"]
-            if first["type"] == "string_pattern_mismatch":
+            what, hint = KINDS.get(first["type"], "valid"), first["msg"]
+            if first["type"] in {*KINDS, "string_pattern_mismatch"} and place in cls.model_fields:
                 hint = cls.model_fields[place].description or hint
             raise UserError(
-                f"expected {place} to be valid, found {first.get('input')!r:.80}: {hint}"
+                f"expected {place} to be {what}, found {first.get('input')!r:.80}: {hint}"
             ) from None
         outside = [name for name in OF_A_STAGE if fields.get(name) not in (None, {})]
         if made.stages and outside:

@@ -155,7 +155,18 @@ def test_only_a_models_own_files_are_asked_for(monkeypatch, tmp_path, model):
     assert hub.fetched(ID) == model
     with allowing_pickles(True):
         hub.fetched(ID)
-    assert asked == [there, [*there, "pytorch_model.bin"]]
+    hub.described(ID)
+    light = [name for name in there if not name.endswith(".safetensors")]
+    assert asked == [there, [*there, "pytorch_model.bin"], light]
+
+
+def test_a_plan_downloads_no_weights(snapshot, asked):
+    """It does with the config and the tokenizer, whose weights are not in the cache."""
+    (snapshot / "model.safetensors").unlink()
+    assert hub.cached(ID) is None
+    assert rankine.plan(ID, **asked).targets == 14
+    with pytest.raises(UserError, match="no such files"):
+        rankine.load(ID)
 
 
 @pytest.mark.parametrize(

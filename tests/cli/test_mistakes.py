@@ -12,7 +12,9 @@ from rankine.errors import AcceptanceError, BudgetError
     [
         (["--keep", "0"], "keep"),
         (["--keep", "1.5"], "keep"),
-        (["--keep", "much"], "keep"),
+        (["--keep", "70%"], "expected keep to be a number, found '70%': stored bits"),
+        (["--keep", "0.5", "--eval-tokens", "1e3"], "eval_tokens to be a whole number"),
+        (["--keep", "0.5", "--method", "SVD"], 'did you mean "svd"'),
         (["--size", "4 elephants"], "4GB"),
         (["--keep", "0.5", "--bits", "3"], "one"),
         ([], "--keep 0.7"),

@@ -83,6 +83,13 @@ def test_inspect(rankine, compressed, tiny):
     assert dense["weight_bytes"] > data["weight_bytes"]
 
 
+def test_the_model_that_comes_along_goes_through_every_verb(rankine, tmp_path):
+    assert "LlamaForCausalLM" in rankine("inspect", "embedded").out
+    ran = rankine("export", "embedded", "-o", tmp_path / "dense")
+    assert ran.code == 0, ran.err
+    assert (tmp_path / "dense" / "tokenizer.json").is_file()
+
+
 def test_compare(rankine, tiny, small):
     ran = rankine("compare", tiny, "--methods", "svd,svd_llm", "--keep", "0.8", *small, "--json")
     assert ran.code == 0, ran.err

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from rankine.checkpoint.pickled import pickled_files
 from rankine.errors import UserError
 from rankine.limits import pickles_allowed
 
-#: What a model is loaded from: its own weights, no code, nothing made for other programs.
-FILES = ("*.json", "*.txt", "*.model", "*.jinja", "model*.safetensors", "*.md")
+#: What a model is loaded from, beside its own weights: no code, nothing made for other programs.
+FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.md")
+WEIGHTS = ("model*.safetensors",)
 NOTICES = ("LICEN*", "NOTICE*", "COPYING*", "USE_POLICY*")
 PICKLES = ("*.bin",)
 #: Keywords of transformers that are the hub's too.
@@ -40,19 +42,30 @@ def fetched(spec: str, **places: Any) -> Path:
     `local_files_only` say otherwise. Raises UserError."""
     if (found := cached(spec, **places)) is not None:
         return found
-    from huggingface_hub import snapshot_download
-
-    files = [*FILES, *NOTICES, *(PICKLES if pickles_allowed() else ())]
-    try:
-        place = snapshot_download(spec, allow_patterns=files, ignore_patterns="*/*", **places)
-    except (OSError, ValueError) as error:
-        raise unreachable(spec, error) from None
-    if not _whole(Path(place)):
+    place = _downloaded(spec, (*WEIGHTS, *(PICKLES if pickles_allowed() else ())), places)
+    if not _whole(place):
         raise UserError(
             f"expected {CONFIG} and model*.safetensors of the hub's {spec}, found no such files in "
             "the cache or on the hub: choose a repository that has them; one with pickles only "
             "(pytorch_model.bin) is read with --allow-pickle, its tensors and no code"
         )
+    return place
+
+
+def described(spec: str) -> Path:
+    """A directory with the config and the tokenizer of a hub id, for who needs no weights:
+    downloaded, unless HF_HUB_OFFLINE says otherwise. Raises UserError."""
+    return _downloaded(spec, (), {})
+
+
+def _downloaded(spec: str, weights: Sequence[str], places: Mapping[str, Any]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    files = [*FILES, *NOTICES, *weights]
+    try:
+        place = snapshot_download(spec, allow_patterns=files, ignore_patterns="*/*", **places)
+    except (OSError, ValueError) as error:
+        raise unreachable(spec, error) from None
     return Path(place)
 
 

@@ -32,6 +32,7 @@ from rankine.kernels.fused import missing
 from rankine.limits import allowing_pickles
 from rankine.patch import Patch, assign
 from rankine.structures.base import check_module
+from rankine.tasks.embedded import embedded_model_dir
 
 EMBEDDED = "embedded"
 #: transformers copies a config many times over; one of 10,000 modules has a megabyte.
@@ -129,12 +130,7 @@ def open_model(
     `spec` is "embedded", a directory, or a hub id; `dtype` a torch dtype, its name, or "auto".
     Raises UserError as `load` does.
     """
-    where = spec
-    if spec == EMBEDDED:
-        from rankine.tasks.embedded import embedded_model_dir
-
-        where = str(embedded_model_dir())
-    directory = directory_of(where)
+    directory = directory_of(spec)
     model = load(directory, dtype=_dtype(dtype)).to(device).eval()
     from rankine.checkpoint.save import patch_of
 
@@ -149,8 +145,10 @@ def directory_bytes(directory: str | Path) -> tuple[int, int]:
 
 
 def local_directory(spec: str) -> Path | None:
-    """The directory a spec names (see `without_pickles`), None for a hub id; raises UserError for
-    anything else."""
+    """The directory a spec names (see `without_pickles`), that of the model in the package for
+    "embedded", None for a hub id; raises UserError for anything else."""
+    if spec == EMBEDDED:
+        return embedded_model_dir()
     path = Path(spec).expanduser()
     if spec and path.is_dir():
         return without_pickles(path)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from rankine.anatomy import describe
+from rankine.checkpoint.hub import described
 from rankine.checkpoint.load import (
-    EMBEDDED,
     ModelInfo,
     _dtype,
     architecture,
@@ -33,15 +33,11 @@ def open_meta(spec: str, dtype: str | torch.dtype = "auto") -> tuple[Any, Any, M
 
     from rankine.checkpoint.hf import tied_in
 
-    where = spec
-    if spec == EMBEDDED:
-        from rankine.tasks.embedded import embedded_model_dir
-
-        where = str(embedded_model_dir())
-    directory = directory_here(where)  # a plan downloads no weights
+    directory = directory_here(spec)
     if directory is not None:
         check_directory(directory)
-    cls, config = architecture(where, directory)
+    place = str(directory or described(spec))  # a plan downloads no weights
+    cls, config = architecture(place, directory)
     with init_empty_weights(include_buffers=False):  # rotary tables are computed, not saved
         model = cls.from_config(config) if hasattr(cls, "from_config") else cls(config)
     if hasattr(model, "tie_weights"):
@@ -56,7 +52,7 @@ def open_meta(spec: str, dtype: str | torch.dtype = "auto") -> tuple[Any, Any, M
     prefix = getattr(model, "base_model_prefix", "")
     patch.swap(model, prefix)
     Patch(tied=tied_in(model, patch, prefix)).tie(model)
-    return model, tokenizer_of(str(directory or where)), ModelInfo(spec, directory, patch)
+    return model, tokenizer_of(place), ModelInfo(spec, directory, patch)
 
 
 def open_streamed(

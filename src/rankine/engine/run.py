@@ -30,7 +30,7 @@ from rankine.checkpoint import (
     skeleton,
 )
 from rankine.checkpoint.form import CONFIG
-from rankine.checkpoint.load import EMBEDDED, check_directory, directory_of
+from rankine.checkpoint.load import check_directory, directory_of
 from rankine.checkpoint.streamed import Resident, Streamed, Weights
 from rankine.discovery import get
 from rankine.engine.given import FEW_LOGITS, LOGITS, task_of
@@ -42,7 +42,6 @@ from rankine.progress import Progress, counted, quiet
 from rankine.recipe import Recipe
 from rankine.statistics import Walk
 from rankine.tasks import FunctionTask, Task
-from rankine.tasks.embedded import embedded_model_dir
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -228,7 +227,7 @@ def opened_on_disk(
         return None
     if any(isinstance(get(stage.method, stage.set), Learning) for stage in recipe.chain()):
         return None  # an optimizer wants all weights at once
-    directory = directory_of(model) if model != EMBEDDED else embedded_model_dir()
+    directory = directory_of(model)
     if not (directory / CONFIG).is_file() or fits(directory, recipe.memory):
         return None
     check_directory(directory)
