@@ -197,3 +197,9 @@ def test_saved_anew_into_the_same_place_by_transformers(saved, tmp_path):
         load(tmp_path / "out")
     (tmp_path / "out" / "SHA256SUMS").unlink()
     assert torch.equal(families.logits(load(tmp_path / "out")), families.logits(model))
+
+
+def test_an_adapter_alone_is_no_model(tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with pytest.raises(UserError, match="found a PEFT adapter, which is none by itself: merge"):
+        load(tmp_path)

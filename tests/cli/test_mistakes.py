@@ -25,6 +25,7 @@ from rankine.errors import AcceptanceError, BudgetError
         (["--keep", "0.5", "--set", "ridge"], "NAME=VALUE"),
         (["--keep", "0.5", "--recipe", "nowhere.yaml"], "nowhere.yaml"),
         (["--keep", "0.5", "--seed", "x"], "seed"),
+        (["--keep", "0.5", "--method", "svd", "--memory", "lots"], "memory must be an amount"),
         (["--keep", "0.5", "--seed", "99999999999999999999"], "seed"),
         (["--keep", "0.5", "--threads", "0"], "threads"),
         (["--keep", "0.5", "--device", "tpu"], "cuda"),

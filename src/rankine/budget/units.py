@@ -125,8 +125,8 @@ class Budget:
         return int(Fraction(repr(float(per_weight or 0.0))) * unit * weights)
 
 
-def parse_size(text: Any) -> int:
-    """Bytes of "1.5GB", "700MiB", "4096" or a plain number.
+def parse_size(text: Any, name: str = "size") -> int:
+    """Bytes of "1.5GB", "700MiB", "4096" or a plain number; `name` is what errors call it.
 
     kB, MB, GB and TB are powers of 1000; KiB, MiB, GiB and TiB powers of 1024; case is ignored.
 
@@ -136,12 +136,12 @@ def parse_size(text: Any) -> int:
     if isinstance(text, str):
         match = _SIZE.fullmatch(text)
         if match is None or match[2].lower() not in _UNITS:
-            raise UserError(f"size must be an amount of bytes, found '{text}'. {_SIZE_HELP}")
+            raise UserError(f"{name} must be an amount of bytes, found '{text}'. {_SIZE_HELP}")
         size = int(Fraction(match[1].rstrip(".")) * _UNITS[match[2].lower()])
     else:
-        size = int(_number("size", text, "4GB"))
+        size = int(_number(name, text, "4GB"))
     if size <= 0:
-        raise UserError(f"size must be more than 0 bytes, found {text}. {_SIZE_HELP}")
+        raise UserError(f"{name} must be more than 0 bytes, found {text}. {_SIZE_HELP}")
     return size
 
 

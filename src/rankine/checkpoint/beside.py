@@ -14,7 +14,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from rankine.checkpoint.form import CONFIG, PATCH
+from rankine.checkpoint.form import ADAPTER, CONFIG, PATCH
 from rankine.errors import UserError
 
 #: Behind a directory's own name, in that of the sibling which takes its place.
@@ -38,7 +38,7 @@ def check_output(directory: Path, force: bool) -> None:
         )
     if directory.is_symlink() or not directory.is_dir():
         raise UserError(f"expected a directory to replace, found a file or a link at {directory}")
-    known = {CONFIG, PATCH, "adapter_config.json"}
+    known = {CONFIG, PATCH, ADAPTER}
     if any(directory.iterdir()) and not any((directory / name).is_file() for name in known):
         raise UserError(
             f"expected a model directory to replace, found something else in {directory}: "

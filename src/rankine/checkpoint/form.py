@@ -22,6 +22,8 @@ FORMAT_VERSION = "1.0"
 
 CONFIG = "config.json"
 PATCH = "patch.json"
+#: What a folder of PEFT's holds in place of a config.
+ADAPTER = "adapter_config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MODELING = "modeling_rankine.py"

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from rankine import structures
 from rankine.checkpoint.fits import check_counts, check_fits, check_lengths, unbuildable
 from rankine.checkpoint.form import (
+    ADAPTER,
     CONFIG,
     PATCH,
     TOKENIZER_CONFIG,
@@ -177,6 +178,11 @@ def directory_here(spec: str) -> Path | None:
 def check_directory(directory: Path) -> None:
     """Raises UserError unless config and whole, unchanged safetensors files stand there."""
     described = [n for n in (CONFIG, PATCH) if (directory / n).is_file()]
+    if not described and (directory / ADAPTER).is_file():
+        raise UserError(
+            f"expected a model in {directory}, found a PEFT adapter, which is none by itself: "
+            "merge it into its base model (peft's merge_and_unload) and name the directory of that"
+        )
     if not described:
         raise UserError(
             f"expected a model in {directory}, found no {CONFIG}: name the directory that holds "

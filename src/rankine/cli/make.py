@@ -107,7 +107,8 @@ def heal(
             progress=progress,
             **{"mode": mode, **fields},
         )
-    text = [healed.table(), *show.warnings(healed.report), f"wrote {output}"]
+    page = "" if adapter else f" (report: {output / 'report.html'})"
+    text = [healed.table(), *show.warnings(healed.report), f"wrote {output}{page}"]
     show.lines("heal", text, {"output": str(output), "report": healed.report}, json)
 
 

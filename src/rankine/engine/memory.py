@@ -39,7 +39,7 @@ def fits(directory: Path, limit: str | None) -> bool:
 
 def bytes_fit(stored: int, limit: str | None) -> bool:
     """The same of a checkpoint of so many bytes."""
-    allowed = parse_size(limit) if limit is not None else int(SHARE * available())
+    allowed = parse_size(limit, "memory") if limit is not None else int(SHARE * available())
     return footprint(stored) <= allowed
 
 

@@ -115,8 +115,8 @@ def declared(model: nn.Module, patch: Patch) -> list[nn.Parameter]:
     found = [parameters[name] for name in names if name in parameters]
     if not found:
         raise UserError(
-            "expected a compressed model with factors to train, found none: use mode lora, or "
-            "mode all to train every weight"
+            "expected a compressed model with factors to train, found none: name a directory that "
+            "`rankine compress` wrote, or use mode lora, or mode all to train every weight"
         )
     return found
 
