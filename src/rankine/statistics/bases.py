@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from weakref import WeakValueDictionary
+
 import torch
 from torch import Tensor, nn
 
@@ -12,12 +14,12 @@ from rankine.structures.base import matrix
 
 
 class Bases:
-    """Orthonormal bases of weights' smaller sides; those of the block last asked for are held."""
+    """Orthonormal bases of weights' smaller sides. One is made once for as long as anybody holds
+    it."""
 
     def __init__(self, model: nn.Module, weights: Weights):
         self._model, self._weights = model, weights
-        self._block: int | None = None
-        self._held: dict[str, Tensor] = {}
+        self._held: WeakValueDictionary[str, Tensor] = WeakValueDictionary()
 
     def __call__(self, weight: Weight) -> Tensor:
         """(n, k) basis of the larger side that the weight, as it stands, sees: of its row space
@@ -25,11 +27,10 @@ class Bases:
 
         Raises UserError where the weight holds NaN or infinity.
         """
-        if weight.block != self._block:
-            self._block, self._held = weight.block, {}
-        if weight.path not in self._held:
-            self._held[weight.path] = self._of(weight)
-        return self._held[weight.path]
+        basis_nk = self._held.get(weight.path)
+        if basis_nk is None:
+            basis_nk = self._held[weight.path] = self._of(weight)
+        return basis_nk
 
     @torch.no_grad()
     def _of(self, weight: Weight) -> Tensor:

@@ -29,17 +29,25 @@ class Statistics:
     def __init__(self, load: Store, basis: Basis):
         self._load, self._basis = load, basis
         self._held: dict[str, tuple[str, Mapping[str, Tensor]]] = {}
-        self._moments: dict[str, Moment] = {}
+        self._inputs: dict[str, Moment] = {}
 
     def hold(self, unit: str, tensors: Mapping[str, Tensor]) -> None:
         """What was just measured, as it was kept: the next questions are about it."""
         kind = unit.partition("-")[0]
         self._held[kind] = (unit, tensors)
-        self._moments = {k: m for k, m in self._moments.items() if not k.startswith(kind)}
+        if kind == "in":
+            self._inputs = {}
+
+    def let_go(self) -> None:
+        """Hold nothing: the next question is a while off."""
+        self._held, self._inputs = {}, {}
 
     def inputs(self, weight: Weight) -> Moment:
         """Moment of what the weight reads: (i, i) and (i,)."""
-        return self._moment("in", weight, input_key(weight))
+        key = input_key(weight)
+        if key not in self._inputs:  # one for all who read it: they share its root
+            self._inputs = {key: self._moment("in", weight, key)}
+        return self._inputs[key]
 
     def magnitude(self, weight: Weight) -> Tensor:
         """(i,) mean absolute value of what the weight reads."""
@@ -59,13 +67,8 @@ class Statistics:
         return Fisher.from_tensors(self._found("grad", weight.block, fisher_key(weight)))
 
     def _moment(self, kind: str, weight: Weight, key: str) -> Moment:
-        """One object for all weights that share it, so that they share its root."""
         found = self._found(kind, weight.block, key)
-        name = f"{kind}/{key}"
-        if name not in self._moments:
-            basis = self._basis(weight) if "rest" in found else None
-            self._moments[name] = Moment.from_tensors(found, basis)
-        return self._moments[name]
+        return Moment.from_tensors(found, self._basis(weight) if "rest" in found else None)
 
     def _found(self, kind: str, block: int, key: str) -> dict[str, Tensor]:
         unit = f"{kind}-{block}"

@@ -150,7 +150,7 @@ class MomentSum:
         x = wide
         if self.basis_nk is not None:
             x = (x_tn.to(self.basis_nk) @ self.basis_nk).double()
-            self.power += float(wide.square().sum())
+            self.power += float(torch.linalg.vector_norm(wide)) ** 2
         if self.h_nn is None or self.sum_n is None:
             self.h_nn = x.new_zeros(x.shape[1], x.shape[1])
             self.sum_n = x.new_zeros(wide.shape[1])

@@ -71,12 +71,16 @@ def survey(
                     boundaries.append(walk.hidden)
                 wanted = unit if unit in for_inputs else Unit(0, unit.run)
                 with walk.standing(unit.path):
-                    if sums := forward(walk, unit, wanted):
-                        kept(f"in-{unit.index}", named_tensors(sums))
+                    tensors = named_tensors(forward(walk, unit, wanted))
+                    if tensors:
+                        kept(f"in-{unit.index}", tensors)
+                    del tensors  # a float64 triangle for every input of the block
                 report(n + 1, steps)
             if for_gradients:
+                found.let_go()
                 reverse(walk, units, for_gradients, boundaries, kept, report)
         group.barrier()  # the first rank has kept the last of it
+    found.let_go()
     return found
 
 
