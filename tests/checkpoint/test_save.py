@@ -115,12 +115,12 @@ def test_what_killed_processes_left_is_removed_by_the_next(net, tmp_path):
     for name in (".out.writing-killed", ".out.writing-alive", ".out.notes", ".other.writing-x"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.safetensors").write_bytes(b"half")
-    (tmp_path / ".out.writing-new").mkdir()
+    (tmp_path / f".out.writing-{os.getpid()}-new").mkdir()
     with _held(tmp_path / ".out.writing-alive") as free:
         assert free
         save(net, tmp_path / "out", Patch())
     left = {path.name for path in tmp_path.iterdir()} - {"out"}
-    assert left == {".out.writing-alive", ".out.writing-new", ".out.notes", ".other.writing-x"}
+    assert left == {".out.writing-alive", f".out.writing-{os.getpid()}-new", ".out.notes", ".other.writing-x"}
 
 
 def test_an_output_that_exists_is_refused(net, tmp_path):

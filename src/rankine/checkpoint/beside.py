@@ -60,7 +60,7 @@ def written_beside(directory: Path, force: bool = False) -> Iterator[Path]:
     with disk_errors(directory):
         directory.parent.mkdir(parents=True, exist_ok=True)
         _clear(directory.parent, prefix)
-        beside = Path(tempfile.mkdtemp(prefix=prefix, dir=directory.parent))
+        beside = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=directory.parent))
     try:
         with disk_errors(directory), _held(beside):
             yield beside
@@ -107,13 +107,27 @@ def _held(beside: Path) -> Iterator[bool]:
 
 def _clear(parent: Path, prefix: str) -> None:
     """Remove what killed processes left half-written: what nobody holds. One without content may
-    have been made this moment."""
+    have been made this moment, by a process that is about to hold it."""
     with suppress(OSError):  # others clear too
         for left in parent.iterdir():
-            if left.name.startswith(prefix) and any(left.iterdir()):
+            if not left.name.startswith(prefix):
+                continue
+            maker = left.name.removeprefix(prefix).partition("-")[0]
+            if any(left.iterdir()) or not _runs(maker):
                 with _held(left) as free:
                     if free:
                         shutil.rmtree(left, ignore_errors=True)
+
+
+def _runs(process: str) -> bool:
+    """Is there a process of this number here?"""
+    try:
+        os.kill(int(process), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
 
 
 def final_name(beside: Path) -> str:
