@@ -148,3 +148,24 @@ def test_scratch_is_what_the_plan_said_and_empties(broad, tmp_path, method, memo
     if done.stages[-1].spool is not None:  # nothing measured is left behind
         left = work.rglob("entries/survey-0*/*.safetensors")
         assert sum(file.stat().st_size for file in left) < 100 * 28
+
+
+@pytest.mark.parametrize("memory", ["1TB", "1kB"])
+def test_an_input_that_is_all_factors_has_no_plain_baselines(tmp_path, memory):
+    """Of whose weights none is left to quantize; where some are, they are what is counted."""
+    tiny.llama().to(torch.bfloat16).save_pretrained(tmp_path / "model")
+    result(tmp_path / "model", tmp_path / "factors", "1TB", "svd", evaluate=False)
+    rows = result_of_codes(tmp_path / "factors", tmp_path / "codes", memory)
+    assert [row["kind"] for row in rows] == ["dense", "result"]
+    some = {"include": ["*.q_proj"], "evaluate": False}
+    result(tmp_path / "model", tmp_path / "some", "1TB", "svd", **some)
+    rows = result_of_codes(tmp_path / "some", tmp_path / "some-codes", memory)
+    assert [row["kind"] for row in rows] == ["dense", "baseline", "baseline", "result"]
+    assert all(0 < row["keep"] < 1 for row in rows[1:3])
+
+
+def result_of_codes(directory, output, memory):
+    made = compress(
+        str(directory), output=output, method="rtn", memory=memory, task=tiny.tokens(count=8)
+    )
+    return made.report["rows"]

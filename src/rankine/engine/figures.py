@@ -44,7 +44,8 @@ def measure_before(run: Run) -> dict[str, Any]:
 def _measured(run: Run) -> tuple[dict[str, dict[str, Any]], dict[str, tuple[int, float]]]:
     """Figures of the dense model and the baselines by name; (bytes, keep) of the baselines."""
     targets = [w.path for w in run.anatomy.linears if w.operator != "embedding"]
-    plain = {f"int{bits} (plain)": plain_quantized(run, targets, bits) for bits in (8, 4)}
+    made = {f"int{bits} (plain)": plain_quantized(run, targets, bits) for bits in (8, 4)}
+    plain = {name: found for name, found in made.items() if found[2] > 0}  # an input all factors
     models = {"dense": run.work, **{name: model for name, (model, _, _) in plain.items()}}
     figures = {name: scored(run, model, name) for name, model in models.items()}
     if generates(run, run.work):

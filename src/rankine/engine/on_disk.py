@@ -3,6 +3,7 @@ applied to each weight as it comes into memory. Speed and samples want the whole
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -12,6 +13,7 @@ from rankine.checkpoint.streamed import Streamed
 from rankine.engine.plan import tensor_bytes
 from rankine.engine.run import Run
 from rankine.metric import Metric
+from rankine.modules import module_at
 from rankine.progress import concerning
 from rankine.structures import Quantized
 
@@ -32,25 +34,30 @@ def measured(run: Run) -> tuple[dict[str, dict[str, Any]], dict[str, tuple[int, 
         figures = {"dense": dict(run.task.score(run.work))}
     sizes = {}
     for bits in (8, 4):
-        name = f"int{bits} (plain)"
+        name, structure = f"int{bits} (plain)", Quantized(bits, group=GROUP)
+        if not (taken := _taken(run, structure)):  # an input all factors
+            continue
         with concerning(name):
-            figures[name] = _rounded(run, Quantized(bits, group=GROUP))
-        sizes[name] = _size(run, Quantized(bits, group=GROUP))
+            figures[name] = _rounded(run, structure, taken)
+        sizes[name] = _size(run, structure, taken)
     return figures, sizes
 
 
-def _takes(structure: Quantized, weight: Weight) -> bool:
-    return weight.block >= 0 and weight.shape[1] * structure.code_bits % 8 == 0
-
-
-def _rounded(run: Run, structure: Quantized) -> dict[str, Any]:
-    """The task's score with the weights of all blocks rounded."""
-    assert isinstance(run.weights, Streamed)
-    turned = {
-        f"{w.path}.weight": w.operator == "conv1d"
+def _taken(run: Run, structure: Quantized) -> list[Weight]:
+    """The plain weights of all blocks, as far as codes fill whole bytes."""
+    return [
+        w
         for w in run.anatomy.linears
-        if _takes(structure, w)
-    }
+        if w.block >= 0
+        and w.shape[1] * structure.code_bits % 8 == 0
+        and getattr(module_at(run.work, w.path), "structure", None) is None
+    ]
+
+
+def _rounded(run: Run, structure: Quantized, taken: Sequence[Weight]) -> dict[str, Any]:
+    """The task's score with those weights rounded."""
+    assert isinstance(run.weights, Streamed)
+    turned = {f"{w.path}.weight": w.operator == "conv1d" for w in taken}
 
     def rounded(name: str, tensor: Tensor) -> Tensor:
         if name not in turned:
@@ -64,9 +71,8 @@ def _rounded(run: Run, structure: Quantized) -> dict[str, Any]:
         return dict(run.task.score(run.work))
 
 
-def _size(run: Run, structure: Quantized) -> tuple[int, float]:
+def _size(run: Run, structure: Quantized, taken: Sequence[Weight]) -> tuple[int, float]:
     """(bytes on disk, keep) with those weights as codes."""
-    taken = [w for w in run.anatomy.linears if _takes(structure, w)]
     bits = sum(structure.bits(w.shape, run.store_dtype) for w in taken)
     weights = sum(w.size for w in taken)
     other = tensor_bytes(run.model) - weights * run.store_dtype.itemsize
