@@ -11,7 +11,7 @@ from rankine.engine.memory import available, fits
 METHODS = {
     "svd": {},
     "svd_llm": {},
-    "lord": {},
+    "lord": {"sweep": (0.8, 0.5)},
     "auto": {},
     "anchored_svd": {},
     "basis_sharing": {},

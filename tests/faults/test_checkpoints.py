@@ -299,9 +299,11 @@ def test_tables_that_are_not_saved_are_measured_too(tmp_path):
 
 
 def test_an_architecture_is_a_model_of_transformers(directory, rankine):
-    for name in ("pipeline", "PreTrainedTokenizerFast", 5):
+    """A name of something else is passed over. What is no name is too, or transformers says so:
+    its older releases check the types of a config's fields."""
+    for name, codes in (("pipeline", [0]), ("PreTrainedTokenizerFast", [0]), (5, [0, 2])):
         change(directory / "config.json", architectures=[name])
-        assert rankine("generate", directory, "-p", "x", "--max-tokens", "1").code == 0
+        assert rankine("generate", directory, "-p", "x", "--max-tokens", "1").code in codes
 
 
 SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
