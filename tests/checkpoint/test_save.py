@@ -120,7 +120,12 @@ def test_what_killed_processes_left_is_removed_by_the_next(net, tmp_path):
         assert free
         save(net, tmp_path / "out", Patch())
     left = {path.name for path in tmp_path.iterdir()} - {"out"}
-    assert left == {".out.writing-alive", f".out.writing-{os.getpid()}-new", ".out.notes", ".other.writing-x"}
+    assert left == {
+        ".out.writing-alive",
+        f".out.writing-{os.getpid()}-new",
+        ".out.notes",
+        ".other.writing-x",
+    }
 
 
 def test_an_output_that_exists_is_refused(net, tmp_path):
