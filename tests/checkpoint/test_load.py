@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 import byte_models
-from rankine.checkpoint import load, open_given, open_meta, open_model, save
+from rankine.checkpoint import directory_bytes, load, open_given, open_meta, open_model, save
 from rankine.errors import UserError
 from rankine.patch import Patch
 
@@ -177,6 +177,16 @@ def test_a_model_without_a_tokenizer(saved):
 def test_an_unknown_dtype(saved):
     with pytest.raises(UserError, match="expected a dtype"):
         open_model(str(saved("factors").directory), dtype="float17")
+
+
+def test_weights_in_another_layout_are_not_counted(directory):
+    """As Mistral's come: `consolidated.safetensors` beside the shards."""
+    weights, everything = directory_bytes(directory)
+    assert weights == sum(file.stat().st_size for file in directory.glob("*.safetensors"))
+    (directory / "original").mkdir()
+    for name in ("consolidated.safetensors", "original/model.safetensors"):
+        (directory / name).write_bytes(b"x" * 1000)
+    assert directory_bytes(directory) == (weights, everything + 2000)
 
 
 def test_architectures_missing_from_the_config(directory):

@@ -139,10 +139,11 @@ def open_model(
 
 
 def directory_bytes(directory: str | Path) -> tuple[int, int]:
-    """(bytes of the safetensors files, bytes of all files) on disk below a directory."""
-    files = [p for p in Path(directory).rglob("*") if p.is_file()]
-    weights = sum(p.stat().st_size for p in files if p.suffix == ".safetensors")
-    return weights, sum(p.stat().st_size for p in files)
+    """(bytes of the model's weight files, bytes of all files below its directory). Some directories
+    hold the same weights once more, in another layout. Raises UserError as `weight_files` does."""
+    weights = sum(file.stat().st_size for file in weight_files(Path(directory)))
+    files = (path for path in Path(directory).rglob("*") if path.is_file())
+    return weights, sum(file.stat().st_size for file in files)
 
 
 def local_directory(spec: str) -> Path | None:
