@@ -135,6 +135,19 @@ def test_eval_against(rankine, compressed, tiny, text):
     assert "nats per token" in rankine("eval", tiny, "--against", tiny, *options).out
 
 
+def test_one_window_has_a_difference_and_no_interval(rankine, compressed, tiny, text):
+    asked = ("--against", tiny, "--evaluation", text, "--eval-tokens", "50", "--threads", "1")
+
+    def refuse(name):
+        raise AssertionError(f"{name} is no JSON")
+
+    ran = rankine("eval", compressed[1], *asked, "--json")
+    data = json.loads(ran.out, parse_constant=refuse)
+    assert data["difference"][1:] == [None, None]
+    assert data["rows"][0]["perplexity_interval"] is None
+    assert "95 %" not in rankine("eval", compressed[1], *asked).out.splitlines()[-1]
+
+
 def test_generate(rankine, compressed):
     arguments = ("generate", compressed[1], "--prompt", "def ", "--max-tokens", "5")
     ran = rankine(*arguments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -56,7 +57,8 @@ def evaluate(
     show.rows("eval", found["rows"], json)
     if found["difference"] is not None:
         estimate, low, high = found["difference"]
-        print(f"\nlog-perplexity {estimate:+.4f} (95 % {low:+.4f} to {high:+.4f}) nats per token")
+        interval = "" if math.isnan(low) else f" (95 % {low:+.4f} to {high:+.4f})"
+        print(f"\nlog-perplexity {estimate:+.4f}{interval} nats per token")
 
 
 def inspect(directory: Directory, allow_pickle: AllowPickle = False, json: Json = False) -> None:

@@ -15,8 +15,10 @@ SCHEMA = 1
 
 
 def as_json(verb: str, data: Mapping[str, Any]) -> None:
-    """One object on stdout."""
-    print(json.dumps({"schema": SCHEMA, "verb": verb, **data}, indent=2, default=str))
+    """One object on stdout; what is no number (a NaN) is null, as JSON has none."""
+    from rankine.report.schema import clean
+
+    print(json.dumps(clean({"schema": SCHEMA, "verb": verb, **data}), indent=2, allow_nan=False))
 
 
 def lines(verb: str, text: Sequence[str], data: Mapping[str, Any], wants_json: bool) -> None:

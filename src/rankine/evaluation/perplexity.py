@@ -58,8 +58,11 @@ class Interval(NamedTuple):
 def paired_bootstrap(
     a: LanguageScore, b: LanguageScore, *, samples: int = 10_000, seed: int = 0, level: float = 0.95
 ) -> Interval:
-    """Log-perplexity of `a` minus that of `b` on the same windows (negative: `a` is better)."""
+    """Log-perplexity of `a` minus that of `b` on the same windows (negative: `a` is better). A
+    single window has no interval: its bounds are NaN."""
     sums = _resampled([a, b], samples, seed)
+    if len(a.counts) < 2:
+        return Interval(a.loss - b.loss, math.nan, math.nan)
     return _interval(a.loss - b.loss, (sums[0] - sums[1]), level)
 
 
