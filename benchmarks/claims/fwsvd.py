@@ -7,7 +7,7 @@ from __future__ import annotations
 import copy
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -189,121 +189,126 @@ def _fine_tuned(lab: Lab, keep: float, seeds: tuple[int, ...]) -> Row:
 
 # -- an encoder with a task -----------------------------------------------------------------------
 @dataclass(frozen=True)
-class Size:
-    """Of the encoder's part: examples to train on, their epochs, batches for the Fisher
-    information."""
+class Encoders:
+    """Encoders trained on `examples` for `epochs`, one for each seed; the Fisher information is of
+    `calibration` batches."""
 
+    lab: Lab
+    folder: Path
     examples: int
     epochs: int
     calibration: int
+    seeds: tuple[int, ...]
+
+    @property
+    def row(self) -> partial[Row]:
+        """What its rows have in common."""
+        data = f"SST-2, {self.examples:,} training sentences, 872 of GLUE's development set"
+        common = {"on": encoder.NAME, "data": data, "given": True, "seeds": self.seeds}
+        return partial(Row, "fwsvd", **common)
+
+    def arms(self, method: str, keep: float = 1.0, tuning: int = 0) -> list[dict[str, Any]]:
+        """For each seed: accuracies on the dev and test splits after `tuning` epochs more, and the
+        errors of all layers before them."""
+        return [self._arm(method, keep, seed, tuning) for seed in self.seeds]
+
+    def accuracy(self, method: str, keep: float = 1.0, tuning: int = 0, of: str = "test") -> float:
+        """Its mean over seeds."""
+        return float(np.mean([one[of] for one in self.arms(method, keep, tuning)]))
+
+    def _arm(self, method: str, keep: float, seed: int, tuning: int) -> dict[str, Any]:
+        key = {
+            "figures": "encoder",
+            "arm": method,
+            "keep": keep,
+            "seed": seed,
+            "tuning": tuning,
+            "size": [self.examples, self.epochs, self.calibration],
+            "text": digest(self.folder / "glue" / "sst2.train.jsonl.gz"),
+            "trained by": digest(Path(encoder.__file__)),
+        }
+        run = partial(self._measured, method, keep, seed, tuning)
+        dev, test, *errors = self.lab.figures(key, run)
+        return {"dev": dev, "test": test, "errors": errors}
+
+    def _measured(self, method: str, keep: float, seed: int, tuning: int) -> list[float]:
+        found = encoder.sentences(self.folder, self.examples)
+        dense = _trained(self.folder, self.examples, self.epochs, seed)
+        model, errors = copy.deepcopy(dense), []
+        if method != "dense":
+            share = {"bits": keep * 32}  # of what float32 weights take
+            task = found.task(found.dev, self.calibration)
+            result = compress(model, method=method, seed=seed, task=task, evaluate=False, **share)
+            errors = _distances(dense, model, [target.id for target in result.stages[0].targets])
+            if tuning:
+                encoder.tune(model, found, result.patch, seed, tuning, encoder.TUNING_RATE)
+        return [*(encoder.accuracy(model, split) for split in (found.dev, found.test)), *errors]
+
+
+@cache
+def _trained(folder: Path, examples: int, epochs: int, seed: int) -> nn.Module:
+    return encoder.trained(encoder.sentences(folder, examples), seed, epochs)
 
 
 def _encoder(lab: Lab, folder: Path) -> list[Row]:
     """Gated at the largest size at which svd loses what can be seen, on sentences that are not
     reported (the paper's own rank, a third of the smaller side, is near keep 0.5)."""
-    size = Size(60_000, 3, 64) if lab.full else Size(12_000, 2, 32)
-    seeds = (0, 1, 2, 3, 4) if lab.full else SEEDS
-    arm = partial(_classified, lab, folder, size)
-    dense = {s: arm("dense", 1.0, s) for s in seeds}
-    found = {
-        (method, keep): {s: arm(method, keep, s) for s in seeds}
-        for keep in SIZES
-        for method in ("svd", "fwsvd")
-    }
-    lost = {
-        keep: np.mean([dense[s]["dev"] - found["svd", keep][s]["dev"] for s in seeds])
-        for keep in SIZES
-    }
+    seeds = (0, 1, 2, 3, 4) if lab.full else SEEDS[:2]
+    found = Encoders(lab, folder, *((60_000, 3, 64) if lab.full else (12_000, 3, 32)), seeds)
+    dense = found.accuracy("dense", of="dev")
+    lost = {keep: dense - found.accuracy("svd", keep, of="dev") for keep in SIZES}
     gated = next((keep for keep in SIZES if lost[keep] >= VISIBLE), SIZES[-1])
-    rows = []
-    for keep in SIZES:
-        svd, ours = found["svd", keep], found["fwsvd", keep]
-        row = partial(
-            Row,
-            "fwsvd",
-            budget=f"keep {keep}",
-            baseline="svd",
-            seeds=seeds,
-            on=encoder.NAME,
-            data=f"SST-2, {size.examples:,} training sentences, 872 of GLUE's development set",
-            given=True,
-        )
-        gaps = [ours[s]["test"] - svd[s]["test"] for s in seeds]
-        rows.append(
-            row(
-                claim="higher accuracy than svd before fine-tuning, every seed",
-                baseline_value=_of(svd, "test"),
-                value=_of(ours, "test"),
-                unit="accuracy",
-                holds=min(gaps) > 0,
-                rule="assert" if keep == gated else "report",
-                note=f"dense {_of(dense, 'test'):.3f}; gaps {min(gaps):+.3f} to {max(gaps):+.3f}",
-            )
-        )
-        if keep != gated:
-            continue
-        spread = statistics.stdev(one["tuned"] for one in svd.values())
-        rows += [
-            row(
-                claim="a larger Frobenius error than svd in every layer and seed",
-                baseline="all layers",
-                baseline_value=1.0,
-                value=float(np.mean([_larger(ours[s], svd[s]) for s in seeds])),
-                unit="share of layers",
-                holds=all(_larger(ours[s], svd[s]) == 1.0 for s in seeds),
-            ),
-            row(
-                claim="after equal fine-tuning not below svd by more than its deviation over seeds",
-                baseline="svd, fine-tuned",
-                baseline_value=_of(svd, "tuned"),
-                value=_of(ours, "tuned"),
-                unit="accuracy",
-                holds=_of(ours, "tuned") >= _of(svd, "tuned") - spread,
-                note=f"one epoch; deviation {spread:.4f}",
-            ),
-        ]
-    return rows
+    rows = [_before(found, keep, "assert" if keep == gated else "report") for keep in SIZES]
+    return [*rows, _further(found, gated), _after(found, gated)]
 
 
-def _classified(
-    lab: Lab, folder: Path, size: Size, method: str, keep: float, seed: int
-) -> dict[str, Any]:
-    """Accuracies on the dev and test splits, on the latter also after an epoch of fine-tuning
-    where the size is gated on it, and the errors of all layers."""
-
-    def run() -> list[float]:
-        found = encoder.sentences(folder, size.examples)
-        model = copy.deepcopy(_dense(folder, size, seed))
-        if method == "dense":
-            return [encoder.accuracy(model, found.dev), encoder.accuracy(model, found.test)]
-        task = found.task(found.dev, size.calibration)
-        share = {"bits": keep * 32}  # of what float32 weights take
-        result = compress(model, method=method, seed=seed, task=task, evaluate=False, **share)
-        targets = [target.id for target in result.stages[0].targets]
-        errors = _distances(_dense(folder, size, seed), result.model, targets)
-        scores = [encoder.accuracy(model, split) for split in (found.dev, found.test)]
-        encoder.tune(model, found, result.patch, seed, 1, encoder.TUNING_RATE)
-        return [*scores, encoder.accuracy(model, found.test), *errors]
-
-    text = digest(folder / "glue" / "sst2.train.jsonl.gz")
-    code = digest(Path(encoder.__file__))
-    key = {"figures": "encoder", "arm": method, "keep": keep, "seed": seed, "text": text}
-    dev, test, *rest = lab.figures({**key, **asdict(size), "trained by": code}, run)
-    return {"dev": dev, "test": test, "tuned": rest[0] if rest else test, "errors": rest[1:]}
+def _before(found: Encoders, keep: float, rule: str) -> Row:
+    both = zip(found.arms("fwsvd", keep), found.arms("svd", keep), strict=True)
+    gaps = [ours["test"] - svd["test"] for ours, svd in both]
+    dense = found.accuracy("dense")
+    return found.row(
+        claim="higher accuracy than svd before fine-tuning, every seed",
+        budget=f"keep {keep}",
+        baseline="svd",
+        baseline_value=found.accuracy("svd", keep),
+        value=found.accuracy("fwsvd", keep),
+        unit="accuracy",
+        holds=min(gaps) > 0,
+        rule=rule,
+        note=f"dense {dense:.3f}; gaps {min(gaps):+.3f} to {max(gaps):+.3f}",
+    )
 
 
-@cache
-def _dense(folder: Path, size: Size, seed: int) -> nn.Module:
-    return encoder.trained(encoder.sentences(folder, size.examples), seed, size.epochs)
+def _further(found: Encoders, keep: float) -> Row:
+    larger = [
+        a > b
+        for ours, svd in zip(found.arms("fwsvd", keep), found.arms("svd", keep), strict=True)
+        for a, b in zip(ours["errors"], svd["errors"], strict=True)
+    ]
+    return found.row(
+        claim="a larger Frobenius error than svd in every layer and seed",
+        budget=f"keep {keep}",
+        baseline="all layers",
+        baseline_value=1.0,
+        value=sum(larger) / len(larger),
+        unit="share of layers",
+        holds=all(larger),
+    )
 
 
-def _of(arms: Mapping[int, Mapping[str, Any]], what: str) -> float:
-    return float(np.mean([one[what] for one in arms.values()]))
-
-
-def _larger(ours: Mapping[str, Any], svd: Mapping[str, Any]) -> float:
-    """Share of layers in which our error is the larger one."""
-    return float(np.mean([a > b for a, b in zip(ours["errors"], svd["errors"], strict=True)]))
+def _after(found: Encoders, keep: float) -> Row:
+    spread = statistics.stdev(one["test"] for one in found.arms("svd", keep, 1))
+    svd, ours = (found.accuracy(name, keep, 1) for name in ("svd", "fwsvd"))
+    return found.row(
+        claim="after equal fine-tuning not below svd by more than its deviation over seeds",
+        budget=f"keep {keep}",
+        baseline="svd, fine-tuned",
+        baseline_value=svd,
+        value=ours,
+        unit="accuracy",
+        holds=ours >= svd - spread,
+        note=f"one epoch; deviation {spread:.4f}",
+    )
 
 
 def _mean(arms: Mapping[int, LanguageScore]) -> float:
