@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from benchmarks.claims.harness import SEEDS, Lab, Row
+from benchmarks.claims.harness import Lab, Row
 
 TITLE = "asvd: SVD scaled by the size of the inputs, ranks by probing each layer"
 UNIFORM = {"allocation": "uniform"}
@@ -16,10 +16,10 @@ def claims(lab: Lab) -> list[Row]:
     rows = []
     for keep in (0.7, 0.5, 0.35, 0.25) if lab.full else (0.5, 0.35):
         svd = lab.arm("svd", keep)
-        ours = {s: lab.arm("asvd", keep, s, **UNIFORM) for s in SEEDS}
-        whitened = {s: lab.arm("svd_llm", keep, s) for s in SEEDS}
-        better = [lab.difference(ours[s], svd).high < 0 for s in SEEDS]
-        behind = [lab.difference(whitened[s], ours[s]).high < 0 for s in SEEDS]
+        ours = {s: lab.arm("asvd", keep, s, **UNIFORM) for s in lab.seeds}
+        whitened = {s: lab.arm("svd_llm", keep, s) for s in lab.seeds}
+        better = [lab.difference(ours[s], svd).high < 0 for s in lab.seeds]
+        behind = [lab.difference(whitened[s], ours[s]).high < 0 for s in lab.seeds]
         mean = float(np.mean([score.perplexity for score in ours.values()]))
         of_whitened = float(np.mean([score.perplexity for score in whitened.values()]))
         rows.append(
@@ -33,6 +33,7 @@ def claims(lab: Lab) -> list[Row]:
                 mean,
                 "perplexity",
                 all(better),
+                seeds=lab.seeds,
             )
         )
         rows.append(
@@ -47,6 +48,7 @@ def claims(lab: Lab) -> list[Row]:
                 "perplexity",
                 all(behind),
                 rule="report",
+                seeds=lab.seeds,
             )
         )
     return [*rows, *(_exponents(lab, 0.5) if lab.full else ()), _search(lab, 0.8)]

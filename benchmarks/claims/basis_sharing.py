@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.claims.harness import SEEDS, Lab, LanguageScore, Row
+from benchmarks.claims.harness import Lab, LanguageScore, Row
 
 TITLE = "basis_sharing: one basis for the same weight of neighbouring blocks"
 #: Other choices than the paper's pairs of q, k, v, gate and up.
@@ -29,9 +29,9 @@ def claims(lab: Lab) -> list[Row]:
 
 def _shared(lab: Lab, keep: float) -> Row:
     """Falsified where svd_llm, with as many bits, is as good in any seed."""
-    alone = {s: lab.arm("svd_llm", keep, s) for s in SEEDS}
-    ours = {s: lab.arm("basis_sharing", keep, s) for s in SEEDS}
-    found = [lab.gap_ratio(ours[s], alone[s]) for s in SEEDS]
+    alone = {s: lab.arm("svd_llm", keep, s) for s in lab.seeds}
+    ours = {s: lab.arm("basis_sharing", keep, s) for s in lab.seeds}
+    found = [lab.gap_ratio(ours[s], alone[s]) for s in lab.seeds]
     return Row(
         "basis_sharing",
         "lower held-out perplexity than svd_llm at equal stored bits, every seed, 95 % intervals "
@@ -41,14 +41,15 @@ def _shared(lab: Lab, keep: float) -> Row:
         _mean(alone),
         _mean(ours),
         "perplexity",
-        all(lab.difference(ours[s], alone[s]).high < 0 for s in SEEDS),
+        all(lab.difference(ours[s], alone[s]).high < 0 for s in lab.seeds),
+        seeds=lab.seeds,
         note=f"gap to dense {np.mean([one.estimate for one in found]):.3f} of svd_llm's",
     )
 
 
 def _choice(lab: Lab, keep: float, name: str, knobs: Mapping[str, Any]) -> Row:
     """Below one, sharing would be worth it that way."""
-    seeds = SEEDS if lab.full else SEEDS[:1]
+    seeds = lab.seeds if lab.full else lab.seeds[:1]
     ours = {s: lab.arm("basis_sharing", keep, s, **knobs) for s in seeds}
     found = [lab.gap_ratio(ours[s], lab.arm("svd_llm", keep, s)) for s in seeds]
     return Row(

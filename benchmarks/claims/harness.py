@@ -80,6 +80,11 @@ class Lab:
         return "full" if self.full else "quick"
 
     @property
+    def seeds(self) -> tuple[int, ...]:
+        """Of calibration samples."""
+        return SEEDS if self.full else SEEDS[:2]
+
+    @property
     def tokens(self) -> str:
         """Calibration: sequences x length."""
         return "128x1024" if self.full else "32x1024"

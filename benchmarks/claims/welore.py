@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 from torch import nn
 
-from benchmarks.claims.harness import SEEDS, Lab, Row
+from benchmarks.claims.harness import Lab, Row
 from rankine.budget import Budget
 from rankine.checkpoint import open_model
 from rankine.method import Learner, Schedule
@@ -73,7 +73,7 @@ def _middle(lab: Lab, keep: float) -> Row:
 def _whitened(lab: Lab, keep: float) -> Row:
     """Why this is no default: data is worth more than ranks."""
     ours = lab.arm("welore", keep)
-    data = {s: lab.arm("svd_llm", keep, s) for s in SEEDS}
+    data = {s: lab.arm("svd_llm", keep, s) for s in lab.seeds}
     mean = float(np.mean([score.perplexity for score in data.values()]))
     return Row(
         "welore",
@@ -83,15 +83,16 @@ def _whitened(lab: Lab, keep: float) -> Row:
         mean,
         ours.perplexity,
         "perplexity",
-        all(lab.difference(data[s], ours).high < 0 for s in SEEDS),
+        all(lab.difference(data[s], ours).high < 0 for s in lab.seeds),
         rule="report",
+        seeds=lab.seeds,
     )
 
 
 # -- what is worth training -----------------------------------------------------------------------
 def _trained(lab: Lab) -> list[Row]:
     steps, batch, length = (500, 8, 256) if lab.full else (60, 4, 256)
-    seeds = SEEDS if lab.full else SEEDS[:1]
+    seeds = lab.seeds if lab.full else lab.seeds[:1]
     size = f"{steps} steps of {batch} x {length} tokens"
     loss = partial(_training_loss, lab, steps=steps, batch=batch, length=length)
     cut = {s: loss("low_rank", seed=s) for s in seeds}
