@@ -24,7 +24,8 @@ CHOICES: dict[str, dict[str, Any]] = {
 def claims(lab: Lab) -> list[Row]:
     """The paper's comparison at its sizes (20 to 50 % removed), then its choices one by one."""
     rows = [_shared(lab, keep) for keep in ((0.8, 0.7, 0.6, 0.5) if lab.full else (0.8, 0.5))]
-    return [*rows, *(_choice(lab, 0.5, name, knobs) for name, knobs in CHOICES.items())]
+    choices = [(keep, *choice) for keep in (0.8, 0.5) for choice in CHOICES.items()]
+    return [*rows, *(_choice(lab, *choice) for choice in choices)]
 
 
 def _shared(lab: Lab, keep: float) -> Row:

@@ -26,6 +26,8 @@ NAME = "an encoder of 4 blocks, width 128, trained here"
 #: Ids of padding, of words that were not seen in training, and of the position that is classified.
 PADDING, UNKNOWN, FIRST = 0, 1, 2
 WORDS, LONGEST, BATCH = 8000, 40, 64
+#: Sentences of the dev split: they choose a size, nothing is reported of them.
+DEV = 1024
 #: Of the dense model's training, and of the fine-tuning of its factors.
 RATE, TUNING_RATE, DECAY = 5e-4, 2e-4, 0.01
 
@@ -59,6 +61,7 @@ def sentences(folder: Path, examples: int) -> Sentences:
     """SST-2, with the first `examples` of its training set."""
     rows = {split: list(_rows(folder, split)) for split in ("train", "dev", "test")}
     rows["train"] = _shuffled(rows["train"])[:examples]
+    rows["dev"] = _shuffled(rows["dev"])[:DEV]
     count = Counter(word for text, _ in rows["train"] for word in text.split())
     frequent = sorted(count, key=lambda word: (-count[word], word))[: WORDS - FIRST - 1]
     ids = {word: n for n, word in enumerate(frequent, FIRST + 1)}
