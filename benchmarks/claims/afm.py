@@ -50,68 +50,77 @@ class Size:
 
 
 def _clicks(lab: Lab) -> list[Row]:
-    """The specification's generator; dense and the small architecture get the extra epoch, too."""
-    size = Size(400_000, 2, 64) if lab.full else Size(80_000, 2, 32)
+    """The specification's generator and rows; dense and the small architecture get the extra epoch,
+    too. With a fifth of the rows the dense model knows them by heart more than it generalizes, and
+    what a look-up is worth says little of the loss: reported."""
+    size, few = Size(400_000, 2, 64), Size(80_000, 2, 32)
     seeds = (0, 1, 2, 3, 4) if lab.full else lab.seeds
-    found = [_measured(lab, size, s) for s in seeds]
-    mean = {name: float(np.mean([one[name] for one in found])) for name in found[0]}
-    row = partial(
-        Row,
-        "afm",
-        budget=f"{SHARE:.0%} of tables and middle layers",
-        seeds=seeds,
-        on=clicks.NAME,
-        data=f"generated clicks, {size.rows:,} rows, a tenth for the test",
-    )
-
-    def lower(claim: str, ours: str, svd: str) -> Row:
-        gaps = [one[ours] - one[svd] for one in found]
-        return row(
-            claim=claim,
-            baseline="svd",
-            baseline_value=mean[svd],
-            value=mean[ours],
-            unit="logloss",
-            holds=max(gaps) < 0,
-            note=f"dense {mean['dense loss']:.4f}; gaps {min(gaps):+.4f} to {max(gaps):+.4f}",
-        )
-
-    def area(claim: str, baseline: str, ours: str, holds: bool) -> Row:
-        shown = {"baseline_value": mean[baseline], "value": mean[ours]}
-        return row(claim=claim, baseline=baseline, unit="AUC", holds=holds, **shown)
-
-    svd, afm, dense, scratch = (
-        mean[f"{name} tuned"] for name in ("svd", "afm", "dense", "scratch")
-    )
+    found, by_heart = ([_measured(lab, one, s) for s in seeds] for one in (size, few))
     return [
-        lower("before training, lower logloss than svd, every seed", "afm loss", "svd loss"),
-        lower(
-            "before training, tables alone: rows weighted by lookups have a lower logloss than svd "
-            "of the same tables, every seed",
-            "afm tables",
-            "svd tables",
-        ),
-        area(
-            f"after an epoch of training, mean AUC not below svd's by more than {BELOW_SVD}",
-            "svd tuned",
-            "afm tuned",
-            afm >= svd - BELOW_SVD,
-        ),
-        area(
-            f"after an epoch of training, mean AUC not below the dense model's by more than "
-            f"{BELOW_DENSE}",
-            "dense tuned",
-            "afm tuned",
-            afm >= dense - BELOW_DENSE,
-        ),
-        area(
-            "after an epoch of training, svd and afm not below the same architecture trained from "
-            "scratch for as many epochs",
-            "scratch tuned",
-            "svd tuned" if svd < afm else "afm tuned",
-            min(svd, afm) >= scratch,
-        ),
+        _lower(size, seeds, found, "", "loss"),
+        _lower(size, seeds, found, "the tables alone: ", "tables"),
+        *_areas(size, seeds, found),
+        _lower(few, seeds, by_heart, "a fifth of the rows: ", "loss", rule="report"),
     ]
+
+
+def _row(size: Size, seeds: tuple[int, ...]) -> partial[Row]:
+    """What its rows have in common."""
+    data = f"generated clicks, {size.rows:,} rows, a tenth for the test"
+    budget = f"{SHARE:.0%} of tables and middle layers"
+    return partial(Row, "afm", budget=budget, seeds=seeds, on=clicks.NAME, data=data)
+
+
+def _lower(
+    size: Size,
+    seeds: tuple[int, ...],
+    found: list[dict[str, float]],
+    what: str,
+    key: str,
+    rule: str = "assert",
+) -> Row:
+    """Falsified if the statistics are wrong."""
+    gaps = [one[f"afm {key}"] - one[f"svd {key}"] for one in found]
+    mean = {name: float(np.mean([one[name] for one in found])) for name in found[0]}
+    return _row(size, seeds)(
+        claim=f"{what}before training, lower logloss than svd, every seed",
+        baseline="svd",
+        baseline_value=mean[f"svd {key}"],
+        value=mean[f"afm {key}"],
+        unit="logloss",
+        holds=max(gaps) < 0,
+        rule=rule,
+        note=f"dense {mean['dense loss']:.4f}; gaps {min(gaps):+.4f} to {max(gaps):+.4f}",
+    )
+
+
+def _areas(size: Size, seeds: tuple[int, ...], found: list[dict[str, float]]) -> list[Row]:
+    names = ("svd", "afm", "dense", "scratch")
+    auc = {name: float(np.mean([one[f"{name} tuned"] for one in found])) for name in names}
+    worse = min("svd", "afm", key=lambda name: auc[name])
+    limits = {"svd": BELOW_SVD, "dense": BELOW_DENSE}
+    rows = [
+        _row(size, seeds)(
+            claim=f"after an epoch of training, mean AUC not below {name}'s by more than {limit}",
+            baseline=f"{name}, trained",
+            baseline_value=auc[name],
+            value=auc["afm"],
+            unit="AUC",
+            holds=auc["afm"] >= auc[name] - limit,
+        )
+        for name, limit in limits.items()
+    ]
+    last = _row(size, seeds)(
+        claim="after an epoch of training, neither svd nor afm below the same architecture trained "
+        "from scratch for as many epochs",
+        baseline="from scratch",
+        baseline_value=auc["scratch"],
+        value=auc[worse],
+        unit="AUC",
+        holds=auc[worse] >= auc["scratch"],
+        note=worse,
+    )
+    return [*rows, last]
 
 
 def _measured(lab: Lab, size: Size, seed: int) -> dict[str, float]:
