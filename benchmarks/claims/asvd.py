@@ -14,7 +14,7 @@ UNIFORM = {"allocation": "uniform"}
 def claims(lab: Lab) -> list[Row]:
     """The order of methods at equal stored bits (peers' page), then the search."""
     rows = []
-    for keep in (0.7, 0.5, 0.35, 0.25) if lab.full else (0.5, 0.35):
+    for keep in (0.7, 0.5, 0.35, 0.25) if lab.full else (0.5,):
         svd = lab.arm("svd", keep)
         ours = {s: lab.arm("asvd", keep, s, **UNIFORM) for s in lab.seeds}
         whitened = {s: lab.arm("svd_llm", keep, s) for s in lab.seeds}
