@@ -1,4 +1,5 @@
-"""Ranks as forked processes: what torchrun starts, without its seconds."""
+"""Ranks as forked processes: what torchrun starts, without its seconds. As there, the store they
+meet at is the parent's, and outlives each of them."""
 
 from __future__ import annotations
 
@@ -15,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch.distributed import TCPStore
+
 #: Seconds after which ranks that hang are killed, and the test with them.
 PATIENCE = 60.0
 
@@ -29,14 +32,15 @@ def free_port() -> int:
 def on_ranks(size: int, place: Path, work: Callable[[int], Any]) -> list[Any]:
     """What `work(rank)` returns in each of `size` forked processes that know of each other as
     torchrun would tell them; of one that did not return, how it ended, as an `Ended`."""
-    port, children = free_port(), []
+    children = []
     place.mkdir(exist_ok=True)
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     for rank in range(size):
         file = place / f"rank-{rank}"
         file.unlink(missing_ok=True)
         child = os.fork()
         if not child:
-            _be(rank, size, port, file, work)
+            _be(rank, size, store.port, file, work)
         children.append(child)
     codes = _wait(children)
     return [_outcome(place / f"rank-{rank}", code) for rank, code in enumerate(codes)]
@@ -54,7 +58,7 @@ def _be(rank: int, size: int, port: int, file: Path, work: Callable[[int], Any])
     code = 1
     try:  # never back into pytest
         os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)}
-        os.environ |= {"LOCAL_WORLD_SIZE": str(size)}
+        os.environ |= {"LOCAL_WORLD_SIZE": str(size), "TORCHELASTIC_USE_AGENT_STORE": "True"}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         sys.stdout = sys.stderr = file.with_suffix(".out").open("w", buffering=1)
         result = work(rank)

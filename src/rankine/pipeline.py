@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +21,21 @@ from rankine.engine.accept import accept, check_any, check_conditions
 from rankine.engine.at_once import solve_at_once, solves_at_once
 from rankine.engine.given import check_data, is_text, task_of
 from rankine.engine.in_place import in_place
-from rankine.engine.learn import chain_teacher, learn
+from rankine.engine.learn import learned
 from rankine.engine.offer import measure, offer, offer_sizes
 from rankine.engine.parts import seen_by, stage_targets
 from rankine.engine.plan import Plan, driven, fixed_bytes, make_plan, methods_of
 from rankine.engine.run import Run, open_run
 from rankine.engine.search import smallest_that_holds
 from rankine.engine.solve import solve
-from rankine.engine.stage import Stage, allocate, choose
+from rankine.engine.stage import Stage, agreed, allocate, choose
 from rankine.engine.surveys import shared_surveys
 from rankine.errors import AcceptanceError, UserError
 from rankine.limits import allowing_pickles
 from rankine.method import Learning
 from rankine.patch import Patch
 from rankine.progress import Progress, heard, named, quiet
+from rankine.ranks import Group
 from rankine.recipe import Recipe
 from rankine.tasks import Task
 
@@ -64,6 +66,7 @@ def compress(
     task: Task | None = None,
     tokenizer: Any = None,
     before: Mapping[str, Any] | None = None,
+    group: Group | None = None,
     **fields: Any,
 ) -> Result:
     """Make a model smaller.
@@ -76,15 +79,17 @@ def compress(
     Where it fails, a module that was handed over is as it was.
 
     `evaluate=False` measures nothing but sizes; `before` is the dense model's and the baselines'
-    part of an earlier report, so that they are not measured twice.
+    part of an earlier report, so that they are not measured twice. In a `group` every rank calls
+    this alike (see `rankine.ranks`); the first measures and writes, the others wait for its report.
 
     Raises UserError with one sentence; its kind BudgetError where no sizes fit, AcceptanceError
     where the result does not hold what `accept` asks.
     """
     recipe = complete(recipe, model, fields)
     if recipe.max_loss is not None:
+        together = partial(compress, group=group)
         with shared_surveys(recipe.work, output):
-            return smallest_that_holds(compress, recipe, model, output, progress, task, tokenizer)
+            return smallest_that_holds(together, recipe, model, output, progress, task, tokenizer)
     methods = methods_of(recipe)
     progress = progress or quiet
     place = Path(output) if output is not None else None
@@ -94,7 +99,7 @@ def compress(
         in_place(model) as hold,
         allowing_pickles(recipe.allow_pickle),
         heard(progress),
-        open_run(recipe, model, task, tokenizer, progress, place) as run,
+        open_run(recipe, model, task, tokenizer, progress, place, group) as run,
     ):
         if run.streamed and place is None:
             raise UserError(
@@ -103,7 +108,7 @@ def compress(
             )
         check_data(run.task, methods)
         plan = make_plan(recipe, run.model, run.anatomy, run.info.spec, run.task)
-        known = before or (figures.measure_before(run) if recipe.evaluate is not False else {})
+        known = before or run.group.first(lambda: measured_before(run))
         check_conditions(recipe, next(iter(known.get("rows", ())), None))
         numbers = range(len(recipe.chain()))
         stages = [stage for number in numbers if (stage := run_stage(run, number)) is not None]
@@ -111,14 +116,33 @@ def compress(
             hold(run.patch)
             run.patch.apply(run.model)
         checkpoint.remember(run.model, run.patch)
-        data = record.begin(run, plan, stages, known, place)
-        if place is not None:
-            save(run, place, data, stages)
-        elif recipe.evaluate is not False:
-            figures.measure_after(run, run.model, data)
-            accept(recipe, data, None)
+        data, refusal = run.group.first(lambda: finish(run, plan, stages, known, place))
+        if refusal:
+            raise AcceptanceError(refusal, data)
         result = run.model if place is None or not run.streamed else check.reopened(place, run)
         return Result(result, run.patch, data, place, stages)
+
+
+def measured_before(run: Run) -> dict[str, Any]:
+    """Of the dense model and the baselines, where anything is measured."""
+    return figures.measure_before(run) if run.recipe.evaluate is not False else {}
+
+
+def finish(
+    run: Run, plan: Plan, stages: list[Stage], known: Mapping[str, Any], place: Path | None
+) -> tuple[dict[str, Any], str]:
+    """The report of what came out, which is written if there is a place for it; and why it is not
+    accepted, if it is not."""
+    data = record.begin(run, plan, stages, known, place)
+    try:
+        if place is not None:
+            save(run, place, data, stages)
+        elif run.recipe.evaluate is not False:
+            figures.measure_after(run, run.model, data)
+            accept(run.recipe, data, None)
+    except AcceptanceError as refused:
+        return data, str(refused)
+    return data, ""
 
 
 def run_stage(run: Run, number: int) -> Stage | None:
@@ -127,7 +151,7 @@ def run_stage(run: Run, number: int) -> Stage | None:
     method = driven(asked.method, asked.set)
     if isinstance(method, Learning):
         with timed(run, method.name):
-            run.patch |= learn(run, method, number, chain_teacher(run, method)).patch
+            run.patch |= learned(run, method, number)
         return None
     run.anatomy = seen_by(method, run)
     targets = stage_targets(method, run.anatomy, run.recipe)
@@ -139,10 +163,13 @@ def run_stage(run: Run, number: int) -> Stage | None:
         if not at_once:
             measure(stage)
     with timed(run, "allocate"):
-        (offer_sizes if at_once else offer)(stage)
-        stage.choices = (allocate if at_once else choose)(stage, run.recipe.budget(asked), fixed)
+        if run.group.leads:  # whose choice it is
+            (offer_sizes if at_once else offer)(stage)
+        rule = partial(allocate if at_once else choose, stage, run.recipe.budget(asked), fixed)
+        stage.choices = agreed(run.group, rule)
     with timed(run, "solve"):
         run.patch |= solve_at_once(stage) if at_once else solve(stage, stage.choices)
+    run.group.barrier()  # who is first to finish drops the journal
     return stage
 
 
@@ -199,11 +226,13 @@ def compare(
     keep: Sequence[float],
     output: str | Path | None = None,
     progress: Progress | None = None,
+    group: Group | None = None,
     **fields: Any,
 ) -> list[dict[str, Any]]:
     """The equal-budget table: every method at every size, the dense model and plain int8 and
     int4 beside them. Rows as in the report; with `accept` each result's `accepted` says whether it
-    holds that. Raises AcceptanceError, with the rows as its report, where none does."""
+    holds that. Raises AcceptanceError, with the rows as its report, where none does. `group` as for
+    `compress`."""
     rows: dict[str, dict[str, Any]] = {}
     before = None
     with shared_surveys(fields.get("work"), output):
@@ -216,8 +245,9 @@ def compare(
                 # A module is compressed in place: each method gets its own.
                 given = copy.deepcopy(model) if isinstance(model, nn.Module) else model
                 told = named(f"{name} {share:g}", progress or quiet)
+                asked |= {"before": before, "group": group}
                 try:
-                    made = compress(given, output=place, progress=told, before=before, **asked)
+                    made = compress(given, output=place, progress=told, **asked)
                     found = made.report
                 except AcceptanceError as refused:
                     if refused.report is None:

@@ -68,6 +68,16 @@ class Group:
         """Is this the rank that measures, writes and speaks?"""
         return self.rank == 0
 
+    @property
+    def near(self) -> list[int]:
+        """The ranks on this machine, this one among them."""
+        return [self.rank]
+
+    def leave(self, error: BaseException) -> BaseException:
+        """Tell the others that this rank ends by an error. Returns what to raise: of a signal that
+        only came because another rank was gone, that rank's end."""
+        return error
+
     def share(self, items: Sequence[T]) -> list[T]:
         """This rank's part of data that all ranks know, in its order."""
         return list(items[self.rank :: self.size])
@@ -108,7 +118,8 @@ class Group:
 
 def launched() -> bool:
     """Did torchrun, or another launcher like it, start this process as one of several?"""
-    return all(name in os.environ for name in LAUNCHED) and int(os.environ["WORLD_SIZE"]) > 1
+    size = os.environ.get("WORLD_SIZE", "")
+    return all(name in os.environ for name in LAUNCHED) and size.isdigit() and int(size) > 1
 
 
 @contextmanager
@@ -165,6 +176,12 @@ class _Ranks(Group):
             ) from error
         prefixed = [dist.PrefixStore("rankine", store) for store in stores]
         return cls(prefixed[0], prefixed[1], int(os.environ["RANK"]), size, timeout)
+
+    @property
+    def near(self) -> list[int]:
+        """See `Group.near`."""
+        here = self._peers[self.rank][0]
+        return [rank for rank, (host, _) in enumerate(self._peers) if host == here]
 
     @property
     def _others(self) -> list[int]:
@@ -295,14 +312,14 @@ class _Ranks(Group):
         dist = _distributed()
         try:
             yield
-        except dist.DistNetworkError as error:
+        except (dist.DistNetworkError, dist.DistStoreError) as error:
             self._lost.add(0)
-            raise self._gone(0, "is no longer connected") from error
+            how = "died" if self._dead(0) else "is no longer connected"
+            raise self._gone(0, how) from error
 
     # -- the end --------------------------------------------------------------------------------
     def leave(self, error: BaseException) -> BaseException:
-        """Tell the others that this rank ends by an error. Returns what to raise: of a signal that
-        only came because another rank was gone, that rank's end."""
+        """See `Group.leave`."""
         if self._left:
             return error
         self._left = True

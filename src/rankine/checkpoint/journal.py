@@ -43,7 +43,7 @@ class Journal:
     entry carries its digest. Open with `Journal.open`; a context manager that holds a lock.
     """
 
-    def __init__(self, path: Path, fingerprint: Mapping[str, str], lock: IO[str]):
+    def __init__(self, path: Path, fingerprint: Mapping[str, str], lock: IO[str] | None):
         self.path, self.fingerprint, self._lock = path, dict(fingerprint), lock
         self.digest = digest(self.fingerprint)
 
@@ -73,6 +73,12 @@ class Journal:
             lock.close()
             raise
         return cls(path, fingerprint, lock)
+
+    @classmethod
+    def beside(cls, path: str | Path, fingerprint: Mapping[str, str]) -> Journal:
+        """The journal that another rank of the same run holds open. Each entry is made by one of
+        them, and looked for by the others only behind a barrier after that."""
+        return cls(Path(path), fingerprint, None)
 
     def has_entries(self) -> bool:
         """Is there any work to resume?"""
@@ -134,7 +140,8 @@ class Journal:
 
     def close(self) -> None:
         """Let others open the directory."""
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
     def __enter__(self) -> Journal:
         return self

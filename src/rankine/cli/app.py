@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from rankine.cli import care, look, make, take
+from rankine.cli.launched import check_verb
 from rankine.cli.logs import OPTION
 
 app = typer.Typer(
@@ -35,6 +36,7 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def rankine(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
     ] = False,
@@ -48,3 +50,4 @@ def rankine(
     MODEL is a hub id, a local directory, or `embedded`, the small code model that comes along.
     Start with `rankine demo`, then `rankine compress MODEL --keep 0.7 -o OUT`.
     """
+    check_verb(context.invoked_subcommand)

@@ -8,9 +8,11 @@ import typer
 
 from rankine.cli import known, show
 from rankine.cli.heavy import prepare
-from rankine.cli.options import Json, Output, takes_recipe
+from rankine.cli.launched import together
+from rankine.cli.options import Json, Output, Timeout, takes_recipe
 from rankine.cli.progress import bars
 from rankine.errors import UserError
+from rankine.ranks import TIMEOUT
 from rankine.recipe import Recipe
 
 
@@ -25,15 +27,17 @@ def plan(recipe: Recipe, json: Json = False) -> None:
 
 
 @takes_recipe()
-def compress(recipe: Recipe, output: Output = None, json: Json = False) -> None:
+def compress(
+    recipe: Recipe, output: Output = None, timeout: Timeout = TIMEOUT, json: Json = False
+) -> None:
     """Make a model smaller and write a directory that transformers loads, with a report."""
     if output is None:
         raise UserError("expected an output directory, found none: add -o DIR")
     prepare(recipe.threads)
     from rankine.pipeline import compress
 
-    with bars() as progress, show.unaccepted("compress", json):
-        result = compress(output=output, recipe=recipe, progress=progress)
+    with bars() as progress, together(timeout) as group, show.unaccepted("compress", json):
+        result = compress(output=output, recipe=recipe, progress=progress, group=group)
     written = f"wrote {output} (report: {output / 'report.html'})"
     text = [result.table(), *show.warnings(result.report), written]
     show.lines("compress", text, {"output": str(output), "report": result.report}, json)
@@ -47,6 +51,7 @@ def compare(
     ] = "svd,svd_llm,auto",
     keep: Annotated[str, typer.Option(metavar="X,Y", help="shares to keep, by commas")] = "0.8,0.6",
     output: Output = None,
+    timeout: Timeout = TIMEOUT,
     json: Json = False,
 ) -> None:
     """Print the equal-budget table of several methods, with dense and int8/int4 beside them."""
@@ -57,11 +62,9 @@ def compare(
     prepare(recipe.threads)
     from rankine.pipeline import compare
 
-    fields = recipe.given("model")
-    with bars() as progress, show.unaccepted("compare", json):
-        rows = compare(
-            recipe.model, methods=names, keep=shares, output=output, progress=progress, **fields
-        )
+    fields = {**recipe.given("model"), "methods": names, "keep": shares}
+    with bars() as progress, together(timeout) as group, show.unaccepted("compare", json):
+        rows = compare(recipe.model, output=output, progress=progress, group=group, **fields)
     show.rows("compare", rows, json)
 
 

@@ -32,6 +32,12 @@ AllowPickle = Annotated[
 ]
 Force = Annotated[bool, typer.Option("--force", help="replace an existing output")]
 Threads = Annotated[int | None, typer.Option(metavar="N", min=1, help="CPU threads")]
+Timeout = Annotated[
+    float,
+    typer.Option(
+        metavar="SECONDS", min=1, help="under torchrun, a rank silent for so long counts as lost"
+    ),
+]
 ModelOption = Annotated[
     str | None, typer.Option("--model", metavar="MODEL", help="the same as an option")
 ]

@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 from rankine.anatomy import Target
 from rankine.budget import Bid
+from rankine.engine.shared import lacking, made_ahead
 from rankine.engine.solve import Live
 from rankine.engine.stage import Stage, WorkSource, by_block, needed, put, with_biases
 from rankine.method import Evidence
@@ -49,30 +51,39 @@ def solve_at_once(stage: Stage) -> Patch:
     run, patch = stage.run, Patch()
     bids: dict[str, Bid] = {}
     name = f"solve-{stage.number}"
+
+    def told() -> None:
+        run.progress("solve", len(bids), len(stage.targets))
+
     for evidence, targets in _behind_their_blocks(stage, name):
+        made_ahead(run, name, targets, partial(_solved, stage, name, evidence), told)
         for target in by_block(run, targets):
             choice = stage.choices[target.id].structure
-            kept = _kept_with_curve(stage, name, target)
-            if kept is None:
-                kept = _fitted_with_curve(stage, target, choice, evidence)
-                _keep_with_curve(stage, name, target, *kept)
-            fitted, bids[target.id] = kept
+            fitted, bids[target.id] = _solved(stage, name, evidence, target)
             if fitted:
                 patch |= put(run, fitted, run.journal.file(name, target.id))
             stage.choices[target.id] = next(
                 option for option in bids[target.id].options if option.structure == choice
             )
-            run.progress("solve", len(bids), len(stage.targets))
+            told()
     stage.bids = [bids[target.id] for target in stage.targets]
     return patch
+
+
+def _solved(stage: Stage, name: str, evidence: Evidence, target: Target) -> tuple[Patch, Bid]:
+    """From the journal, or made and kept there."""
+    kept = _kept_with_curve(stage, name, target)
+    if kept is None:
+        kept = _fitted_with_curve(stage, target, stage.choices[target.id].structure, evidence)
+        _keep_with_curve(stage, name, target, *kept)
+    return kept
 
 
 def _behind_their_blocks(stage: Stage, name: str) -> Iterator[tuple[Evidence, Sequence[Target]]]:
     """Targets with what was measured for them; blocks whose targets are all in the journal are
     only walked through."""
     run = stage.run
-    due = [t for t in stage.targets if run.journal.get(name, t.id) is None]
-    needs = needed(stage, due)
+    needs = needed(stage, lacking(run, name, stage.targets))
     if not needs:
         yield stage.evidence, stage.targets
         return

@@ -54,6 +54,23 @@ def learn(run: Run, method: Learning, number: int, teacher: nn.Module | None) ->
     return Learned(patch, losses, learner)
 
 
+def learned(run: Run, method: Learning, number: int) -> Patch:
+    """A stage of a chain: the first rank trains, the others take over what it learned."""
+    if run.group.size == 1:
+        return learn(run, method, number, chain_teacher(run, method)).patch
+    name = f"learned-{number}"
+    if run.group.leads:
+        patch = learn(run, method, number, chain_teacher(run, method)).patch
+        run.journal.put_patch(name, method.name, patch)
+    run.group.barrier()
+    found = run.journal.get_patch(name, method.name)
+    assert found is not None
+    if not run.group.leads:
+        conceal(run.work)
+        put(run, found)
+    return found
+
+
 def feeding(task: Task, sequences: int | None) -> tuple[Task, int]:
     """A language task whose training batches fit into memory and add up to `sequences`, and how
     many of them a step takes. Other tasks' batches are taken as they come, one per step."""

@@ -30,11 +30,11 @@ def available() -> int:
     return min(found, default=1 << 62)
 
 
-def fits(directory: Path, limit: str | None) -> bool:
+def fits(directory: Path, limit: str | None, ranks: int = 1) -> bool:
     """Can a run keep everything in memory: the model of a directory as stored and in float32, and
     beside them, when it measures, the dense model and the result once more? `limit`: what the user
-    allows ("4GB"), else a share of what is free."""
-    return bytes_fit(directory_bytes(directory)[0], limit)
+    allows ("4GB"), else a share of what is free; so many `ranks` on this machine do it at once."""
+    return bytes_fit(ranks * directory_bytes(directory)[0], limit)
 
 
 def bytes_fit(stored: int, limit: str | None) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from rankine.anatomy import Target
 from rankine.budget import Bid
+from rankine.engine.shared import lacking, make_shares
 from rankine.engine.spool import Spool, open_spool, unit_of, units_for
 from rankine.engine.stage import (
     Stage,
@@ -62,15 +63,15 @@ class _Offers:
     def __init__(self, stage: Stage, spool: Spool, needs: Mapping[str, frozenset[Need]]):
         self.stage, self.spool, self.needs = stage, spool, needs
         self.done: set[str] = set()
-        self.waiting = {t.id: t for t in stage.targets if _kept_bid(stage, t) is None}
+        self.waiting = {t.id: t for t in lacking(stage.run, _bids(stage), stage.targets)}
 
     def seen(self, found: Statistics, unit: str) -> None:
         """A unit stands in the spool: who waited for nothing else bids."""
         self.done.add(unit)
-        for target in list(self.waiting.values()):
-            if units_for(target, self.needs) <= self.done:
-                _new_bid(self.stage, target, found)
-                del self.waiting[target.id]
+        ready = [t for t in self.waiting.values() if units_for(t, self.needs) <= self.done]
+        make_shares(self.stage.run, ready, lambda target: _new_bid(self.stage, target, found))
+        for target in ready:
+            del self.waiting[target.id]
         for known in sorted(self.done):
             users = [target.id for target in self.spool.users.get(known, ())]
             if not self.waiting.keys() & set(users) and not self._asked_again(known):

@@ -19,7 +19,7 @@ from rankine.acceptance import FIGURES
 from rankine.budget import Option
 from rankine.engine.check import measured_size
 from rankine.engine.plan import Plan
-from rankine.engine.run import Run, threads_available
+from rankine.engine.run import Run, processor, threads_available
 from rankine.engine.stage import Stage
 from rankine.evaluation.latency import peak_resident
 from rankine.recipe import Recipe
@@ -223,20 +223,11 @@ def hardware() -> dict[str, Any]:
     """The machine the figures were measured on."""
     return {
         "machine": platform.machine(),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": threads_available(),
         "threads": torch.get_num_threads(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def versions() -> dict[str, str]:

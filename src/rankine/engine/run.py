@@ -39,6 +39,7 @@ from rankine.errors import AcceptanceError, BudgetError, UserError
 from rankine.method import Learning
 from rankine.patch import Patch
 from rankine.progress import Progress, counted, quiet
+from rankine.ranks import Group
 from rankine.recipe import Recipe
 from rankine.statistics import Walk
 from rankine.tasks import FunctionTask, Task
@@ -71,10 +72,13 @@ class Run:
     weights: Weights = field(default_factory=Resident)
     #: What a plain module's written directory is loaded into to be checked.
     skeleton: nn.Module | None = None
+    #: The processes that work on it together; each has a run of its own.
+    group: Group = field(default_factory=Group)
 
     def forget(self) -> None:
         """Drop the journal once the output stands: a finished run has nothing to resume."""
-        shutil.rmtree(self.journal.path, ignore_errors=True)
+        if self.group.leads:
+            shutil.rmtree(self.journal.path, ignore_errors=True)
 
     def reopen_dense(self) -> nn.Module | None:
         """The input again, in float32 on the CPU, to be timed beside the result; None for a
@@ -103,9 +107,11 @@ class Run:
             return self.weights.dtype
         return next(p.dtype for p in self.work.parameters() if p.is_floating_point())
 
-    def walk(self) -> Walk:
-        """The calibration batches before the first block of the working copy."""
-        return Walk(self.work, self.anatomy, self.task, self.calibration, self.weights)
+    def walk(self, whole: bool = False) -> Walk:
+        """The calibration batches before the first block of the working copy: this rank's part of
+        them, or all."""
+        group = Group() if whole else self.group
+        return Walk(self.work, self.anatomy, self.task, self.calibration, self.weights, group)
 
     @cached_property
     def calibration(self) -> list[Any]:
@@ -121,15 +127,19 @@ def open_run(
     tokenizer: Any = None,
     progress: Progress = quiet,
     output: Path | None = None,
+    group: Group | None = None,
 ) -> Iterator[Run]:
     """Open model, data and journal; the journal of a run without `--work` lies beside the output
-    (so that a killed run resumes) or in a temporary directory, and goes when the run succeeds."""
+    (so that a killed run resumes) or in a temporary directory, and goes when the run succeeds.
+    Every rank of a `group` opens the same."""
+    group = group or Group()
     device = choose_device(recipe.device)
+    take_turns(device, group)
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     model = model or recipe.model
     weights: Weights = Resident()
-    if (opened := opened_on_disk(recipe, model)) is not None:
+    if (opened := opened_on_disk(recipe, model, group)) is not None:
         loaded, found, info, weights = opened
     else:
         loaded, found, info = open_given(model, recipe.into, device, recipe.dtype)
@@ -140,9 +150,10 @@ def open_run(
     task = task or task_of(recipe, loaded, tokenizer, FEW_LOGITS if streamed else LOGITS)
     seed_everything(recipe.seed)
     with tempfile.TemporaryDirectory(prefix="rankine-") as scratch:
-        place = work_directory(recipe, output) or Path(scratch) / "work"
-        depends = fingerprint(recipe, loaded, task, weights)
-        with Journal.open(place, depends, recipe.fresh) as journal:
+        shared = group.first(lambda: scratch)
+        place = work_directory(recipe, output) or Path(shared) / "work"
+        depends = fingerprint(recipe, loaded, task, weights) | {"ranks": str(group.size)}
+        with open_journal(group, place, depends, recipe.fresh) as journal:
             run = Run(
                 recipe,
                 loaded,
@@ -157,6 +168,7 @@ def open_run(
                 named=isinstance(model, str) and recipe.into is None and not is_own(model),
                 weights=weights,
                 skeleton=skeleton(loaded),
+                group=group,
             )
             try:
                 yield run
@@ -184,6 +196,29 @@ def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
         if tensor.is_floating_point():
             tensor.data = tensor.data.to(dtype)
     return model
+
+
+def open_journal(group: Group, place: Path, depends: dict[str, str], fresh: bool) -> Journal:
+    """One lock for all ranks, held by the first, whose word it is whether the work may go on.
+
+    Raises UserError, on every rank, where they are not about to do the same work.
+    """
+    first, *others = group.all(depends)
+    for rank, found in enumerate(others, start=1):
+        if differing := [key for key in depends if found[key] != first[key]]:
+            raise UserError(
+                f"expected the same work on every rank, found other {' and '.join(differing)} on "
+                f"rank {rank} than on rank 0: give all of them the same"
+            )
+    journal = Journal.open(place, depends, fresh) if group.leads else None
+    group.barrier()
+    return journal or Journal.beside(place, depends)
+
+
+def take_turns(device: torch.device, group: Group) -> None:
+    """Ranks on one machine take its GPUs in turn."""
+    if device.type == "cuda" and len(group.near) > 1:
+        torch.cuda.set_device(group.near.index(group.rank) % torch.cuda.device_count())
 
 
 def choose_device(name: str) -> torch.device:
@@ -218,7 +253,7 @@ def generator(seed: int, stage: str, unit: str) -> torch.Generator:
 
 
 def opened_on_disk(
-    recipe: Recipe, model: str | nn.Module
+    recipe: Recipe, model: str | nn.Module, group: Group
 ) -> tuple[nn.Module, Any, ModelInfo, Weights] | None:
     """A directory whose model does not fit into memory, opened without its weights; None for
     everything else. Raises UserError where its files do not hold the model's tensors as they are.
@@ -228,7 +263,9 @@ def opened_on_disk(
     if any(isinstance(get(stage.method, stage.set), Learning) for stage in recipe.chain()):
         return None  # an optimizer wants all weights at once
     directory = directory_of(model)
-    if not (directory / CONFIG).is_file() or fits(directory, recipe.memory):
+    if not (directory / CONFIG).is_file():
+        return None
+    if group.first(lambda: fits(directory, recipe.memory, len(group.near))):
         return None
     check_directory(directory)
     if (opened := open_streamed(directory, recipe.dtype)) is None:
@@ -257,6 +294,7 @@ def fingerprint(
         "recipe": str(sorted(recipe.decides().items())),
         "versions": f"rankine {__version__}, torch {torch.__version__}, "
         f"python {platform.python_version()}",
+        "machine": processor(),
         "threads": str(torch.get_num_threads()),
     }
 
@@ -278,3 +316,13 @@ def model_fingerprint(model: nn.Module, weights: Weights | None = None) -> str:
 def threads_available() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processor() -> str:
+    """Its model, where the system says: others round otherwise."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from rankine.anatomy import Anatomy, Block, Target, Weight
 from rankine.budget import Option
 from rankine.engine.run import generator
+from rankine.engine.shared import in_chunks, lacking, made_ahead
 from rankine.engine.stage import CHOICES, Stage, WorkSource, by_block, fit, put
 from rankine.errors import UserError
 from rankine.linalg.anchor import Cross
@@ -50,12 +51,21 @@ def _solve_independent(stage: Stage, choices: Mapping[str, Option], due: Sequenc
     run, patch = stage.run, Patch()
     source = WorkSource(run)
     solved: set[str] = set()
-    for n, target in enumerate(by_block(run, due)):
+
+    def solve_one(target: Target) -> tuple[Patch, Path]:
         make = partial(fit, stage, target, choices[target.id], stage.evidence, source)
-        patch |= put(run, *_journalled(stage, target.id, make))
-        solved.add(target.id)
-        _free_behind(stage, solved, due)
-        run.progress("solve", n + 1, len(due))
+        return _journalled(stage, target.id, make)
+
+    def told() -> None:
+        run.progress("solve", len(solved), len(due))
+
+    for some in in_chunks(run, due):
+        made_ahead(run, f"solve-{stage.number}", some, solve_one, told)
+        for target in by_block(run, some):
+            patch |= put(run, *solve_one(target))
+            solved.add(target.id)
+            _free_behind(stage, solved, due)
+            told()
     return patch
 
 
@@ -90,7 +100,7 @@ def _places(anatomy: Anatomy) -> dict[str, tuple[int, int]]:
 
 def _solve_in_order(stage: Stage, choices: Mapping[str, Option], due: Sequence[Target]) -> Patch:
     run, patch = stage.run, Patch()
-    walk = run.walk()
+    walk = run.walk(whole=stage.method.refinement is not None)
     dense_hidden = list(walk.hidden)
     order = Order.of(run.anatomy, due)
     seen = Live(stage.evidence)
@@ -295,24 +305,27 @@ def _solve_step(
     run, patch = stage.run, Patch()
     unit = f"solve-{stage.number}"
     targets = order.due.get(step, ())
-    open_ = [
+    measured = [
         (target, weight)
         for target, weight in order.waiting.get(step, ())
         if stage.method.stream != "dense"
-        and run.journal.get_patch(unit, target.id) is None
         # Both streams route on their own: what an expert reads in one has no like in the other.
         and weight.operator != "bank"
     ]
+    open_ = {target.id for target in lacking(run, unit, [target for target, _ in measured])}
     if open_:
-        reads = _with_bases(stream.walk, [weight for _, weight in open_])
+        reads = _with_bases(stream.walk, [w for target, w in measured if target.id in open_])
         own, cross = stream.moments(reads, stage.method.stream == "anchored")
         seen.moments.update(own)
         seen.crosses.update(cross)
     source = WorkSource(run, seen.crosses)
-    fitted = []
-    for target in targets:
+
+    def solve_one(target: Target) -> tuple[Patch, Path]:
         make = partial(fit, stage, target, choices[target.id], seen, source)
-        fitted.append(_journalled(stage, target.id, make))
+        return _journalled(stage, target.id, make)
+
+    made_ahead(run, unit, targets, solve_one)
+    fitted = [solve_one(target) for target in targets]
     for one, file in fitted:  # in place only when the whole step is solved: they read one input
         remembered = put(run, one, file)
         patch |= remembered if stage.method.refinement is None else one
@@ -333,8 +346,8 @@ def _refined(stage: Stage, stream: Stream, block: Block, patch: Patch, settings:
     run = stage.run
     unit = f"block-{block.index}"
     name = f"refine-{stage.number}"
-    kept = run.journal.get_patch(name, unit)
-    if kept is None:
+    kept = run.journal.get_patch(name, unit) if run.group.leads else None
+    if kept is None and run.group.leads:
         wanted = stream.dense_outputs()
         if not all(isinstance(output, Tensor) for output in wanted):
             raise UserError(
@@ -351,4 +364,7 @@ def _refined(stage: Stage, stream: Stream, block: Block, patch: Patch, settings:
         stored = {n: t.to(run.store_dtype) for n, t in tensors.items()}
         kept = replace(patch, tensors={**patch.tensors, **stored})
         run.journal.put_patch(name, unit, kept)
+    run.group.barrier()  # the others take over what the first rank trained
+    kept = kept or run.journal.get_patch(name, unit)
+    assert kept is not None
     return put(run, kept, run.journal.file(name, unit))

@@ -36,12 +36,13 @@ def units_for(target: Target, needs: Mapping[str, frozenset[Need]]) -> frozenset
 class Spool:
     """Entries of `journal` under `name`, one per unit ("in-3", "grad-3"). `results`: where the
     bids and fits are that they go into; a survey that others share is left as it is. `users`: unit
-    → the targets that read it."""
+    → the targets that read it. Of several ranks one `leads`: it writes and drops."""
 
     journal: Journal
     name: str
     results: Journal
     users: Mapping[str, Sequence[Target]]
+    leads: bool = True
     _freed: set[str] = field(default_factory=set)
 
     def load(self, unit: str) -> Mapping[str, Tensor] | None:
@@ -60,7 +61,7 @@ class Spool:
 
     def free(self, unit: str, went_into: Sequence[tuple[str, str]]) -> None:
         """Drop a unit's tensors: these entries stand for all that they were good for."""
-        if self.journal is self.results and unit not in self._freed:
+        if self.leads and self.journal is self.results and unit not in self._freed:
             self._freed.add(unit)
             self.journal.put(self.name, unit, {}, {WENT_INTO: [list(entry) for entry in went_into]})
 
@@ -75,4 +76,4 @@ def open_spool(
         for unit in sorted(units_for(target, needs)):
             users.setdefault(unit, []).append(target)
     with survey_journal(run, number, needs) as journal:
-        yield Spool(journal, f"survey-{number}", run.journal, users)
+        yield Spool(journal, f"survey-{number}", run.journal, users, run.group.leads)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -24,6 +24,7 @@ from rankine.evaluation.latency import pays
 from rankine.linalg.anchor import Cross
 from rankine.method import Compressor, Evidence
 from rankine.patch import Patch
+from rankine.ranks import Group
 from rankine.statistics import Fisher, Moment, Need, OutputGradient
 from rankine.structures import Dense, from_json, matrix
 
@@ -141,6 +142,12 @@ def choose(stage: Stage, budget: Budget | None, fixed_bytes: int = 0) -> dict[st
     data = {target: option_to_json(option) for target, option in choices.items()}
     journal.put(name, CHOICES, {}, {"options": data})
     return choices
+
+
+def agreed(group: Group, choose: Callable[[], dict[str, Option]]) -> dict[str, Option]:
+    """What the first rank chooses, on every rank."""
+    told = group.first(lambda: {t: option_to_json(option) for t, option in choose().items()})
+    return {target: option_from(data) for target, data in told.items()}
 
 
 def option_to_json(option: Option) -> list[Any]:

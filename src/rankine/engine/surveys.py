@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rankine.checkpoint import Journal
 from rankine.checkpoint.journal import digest
-from rankine.engine.run import Run
+from rankine.engine.run import Run, open_journal
 from rankine.statistics import Need
 
 #: Where the surveys of what runs now are shared; None: each run keeps its own.
@@ -52,5 +52,6 @@ def survey_journal(
     measured = {path: sorted(map(repr, need)) for path, need in sorted(needs.items())}
     depends = {k: v for k, v in run.journal.fingerprint.items() if k != "recipe"}
     depends |= {"needs": digest(measured), "device": f"{run.recipe.device}, {run.streamed}"}
-    with Journal.open(place / digest(depends)[:16], depends) as journal:
+    shared = Path(run.group.first(lambda: str(place))) / digest(depends)[:16]
+    with open_journal(run.group, shared, depends, fresh=False) as journal:
         yield journal  # read again after it is closed: the lock guards writing
