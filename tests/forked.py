@@ -19,7 +19,7 @@ from typing import Any
 from torch.distributed import TCPStore
 
 #: Seconds after which ranks that hang are killed, and the test with them.
-PATIENCE = 60.0
+PATIENCE = 240.0
 
 
 def free_port() -> int:

@@ -130,7 +130,7 @@ DEATHS = {
 def test_a_rank_that_dies_ends_the_others_and_the_run_goes_on(both, tiny, small, tmp_path, death):
     method, _, two, _ = both
     stage, entry, victim = DEATHS[method][death]
-    asked = command(tiny, small, tmp_path / "out", method, "--evaluate", "no", "--timeout", "20")
+    asked = command(tiny, small, tmp_path / "out", method, "--evaluate", "no", "--timeout", "120")
 
     def before(rank):
         if rank == victim:

@@ -36,7 +36,7 @@ def spooled(name, group):
 @pytest.mark.parametrize("size", [2, 4])  # three batches: the fourth rank has none
 def test_the_same_statistics(name, size, tmp_path):
     def work(rank):
-        with joined(20) as group:
+        with joined(120) as group:
             return spooled(name, group)
 
     alone = spooled(name, Group())
@@ -50,7 +50,7 @@ def test_the_same_statistics(name, size, tmp_path):
 def test_sums_are_the_same_bits_on_every_rank(tmp_path):
     def work(rank):
         torch.manual_seed(rank)
-        with joined(20) as group:
+        with joined(120) as group:
             return group.sum(torch.randn(33, 7).double(), None, torch.ones(rank).double())
 
     found = on_ranks(3, tmp_path, work)
