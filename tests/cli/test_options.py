@@ -15,7 +15,7 @@ from rankine.method import get
 from rankine.recipe import Recipe
 
 #: What a command adds that decides nothing about the result.
-OWN = {"recipe", "output", "json", "named_model", "allow_code"}
+OWN = {"recipe", "output", "json", "named_model", "allow_code", "timeout"}
 #: A value that differs from each field's default, as typed and as the recipe holds it.
 TYPED = {
     "model": ("dir", "dir"),
