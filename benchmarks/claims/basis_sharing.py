@@ -111,7 +111,7 @@ def _errors_of_pairs(lab: Lab, keep: float) -> list[float]:
     found = []
     for role in ROLES:
         weights = [w for w in anatomy.linears if w.role == role]
-        w_oi = [model.get_submodule(w.path).weight.double() for w in weights]
+        w_oi = [model.get_submodule(w.path).weight.detach().double() for w in weights]
         h_ii = [moments.inputs(w).h_nn for w in weights]
         pairs = range(0, len(weights) - 1, 2)
         found.append(np.mean([_ratio(w_oi[n : n + 2], h_ii[n : n + 2], keep) for n in pairs]))
