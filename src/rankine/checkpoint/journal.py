@@ -125,6 +125,11 @@ class Journal:
             }
             _write(meta_file, json.dumps(entry, sort_keys=True).encode())
 
+    def forget(self, stage: str, unit: str) -> None:
+        """Drop an entry, if there is one."""
+        for file in reversed(self._files(stage, unit)):  # the commit mark first
+            file.unlink(missing_ok=True)
+
     def get_patch(self, stage: str, unit: str) -> Patch | None:
         """A patch that `put_patch` wrote."""
         found = self.get(stage, unit)

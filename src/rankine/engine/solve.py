@@ -35,6 +35,8 @@ from rankine.statistics.walk import listening
 from rankine.structures import Dense
 from rankine.training.refine import refine_block
 
+#: (stage, unit) of the journal.
+Entry = tuple[str, str]
 #: Step of the weights that no block holds: after all others.
 OUTSIDE = (1 << 30, 0)
 
@@ -50,7 +52,7 @@ def solve(stage: Stage, choices: Mapping[str, Option]) -> Patch:
 def _solve_independent(stage: Stage, choices: Mapping[str, Option], due: Sequence[Target]) -> Patch:
     run, patch = stage.run, Patch()
     source = WorkSource(run)
-    solved: set[str] = set()
+    solved: dict[str, Entry] = {}
 
     def solve_one(target: Target) -> tuple[Patch, Path]:
         make = partial(fit, stage, target, choices[target.id], stage.evidence, source)
@@ -63,21 +65,22 @@ def _solve_independent(stage: Stage, choices: Mapping[str, Option], due: Sequenc
         made_ahead(run, f"solve-{stage.number}", some, solve_one, told)
         for target in by_block(run, some):
             patch |= put(run, *solve_one(target))
-            solved.add(target.id)
+            solved[target.id] = (f"solve-{stage.number}", target.id)
             _free_behind(stage, solved, due)
             told()
     return patch
 
 
-def _free_behind(stage: Stage, solved: set[str], due: Sequence[Target]) -> None:
-    """Drop the statistics that only solved targets, and those that stay dense, had read."""
+def _free_behind(stage: Stage, solved: Mapping[str, Entry], due: Sequence[Target]) -> None:
+    """Drop the statistics that only solved targets, and those that stay dense, had read. `solved`:
+    target → the entry that holds it."""
     if stage.spool is None:
         return
     to_solve = {target.id for target in due}
     for unit, users in stage.spool.users.items():
         fits = [target.id for target in users if target.id in to_solve]
-        if solved.issuperset(fits):
-            went_into = [(f"solve-{stage.number}", fit) for fit in fits]
+        if solved.keys() >= set(fits):
+            went_into = dict.fromkeys(solved[fit] for fit in fits)
             stage.spool.free(unit, [(f"choices-{stage.number}", CHOICES), *went_into])
 
 
@@ -104,21 +107,19 @@ def _solve_in_order(stage: Stage, choices: Mapping[str, Option], due: Sequence[T
     dense_hidden = list(walk.hidden)
     order = Order.of(run.anatomy, due)
     seen = Live(stage.evidence)
-    solved: set[str] = set()
+    solved: dict[str, Entry] = {}
     for stretch in order.stretches:
         before = list(walk.hidden)
         for block in stretch:
             with walk.standing(block.path):
                 stream = Stream.of_block(walk, block, dense_hidden)
-                block_patch = Patch()
-                for s in range(len(block.steps)):
-                    step = (block.index, s)
-                    block_patch |= _solve_step(stage, choices, order, step, stream, seen)
-                    solved |= {target.id for target in order.due.get(step, ())}
-                    run.progress("solve", len(solved), len(due))
-                if (settings := stage.method.refinement) is not None and block_patch:
-                    block_patch = _refined(stage, stream, block, block_patch, settings)
+                alone = len(stretch) == 1
+                block_patch, entries = _solve_block(
+                    stage, choices, order, block, stream, seen, alone
+                )
                 patch |= block_patch
+                solved |= entries
+                run.progress("solve", len(solved), len(due))
                 dense_hidden = stream.dense_outputs()
                 walk.advance(block)
                 _free_behind(stage, solved, due)
@@ -129,9 +130,42 @@ def _solve_in_order(stage: Stage, choices: Mapping[str, Option], due: Sequence[T
     if OUTSIDE in order.due:  # behind the last block: the head
         behind = stream if walk.whole else Stream.behind(walk, dense_hidden)
         patch |= _solve_step(stage, choices, order, OUTSIDE, behind, seen)
-        _free_behind(stage, {target.id for target in due}, due)
+        solved |= {t.id: (f"solve-{stage.number}", t.id) for t in order.due[OUTSIDE]}
+        _free_behind(stage, solved, due)
         run.progress("solve", len(due), len(due))
     return patch
+
+
+def _solve_block(
+    stage: Stage,
+    choices: Mapping[str, Option],
+    order: Order,
+    block: Block,
+    stream: Stream,
+    seen: Live,
+    alone: bool,
+) -> tuple[Patch, dict[str, Entry]]:
+    """A block's patch, and which entry of the journal holds each target. Of a block that no target
+    reaches out of (`alone`), the refined patch takes the place of what was solved."""
+    run, patch = stage.run, Patch()
+    steps = [(block.index, s) for s in range(len(block.steps))]
+    due = [target.id for step in steps for target in order.due.get(step, ())]
+    refined = (f"refine-{stage.number}", f"block-{block.index}")
+    journal, settings = run.journal, stage.method.refinement
+    stands = settings is not None and alone and journal.get(*refined) is not None
+    if run.group.first(lambda: stands):
+        kept = journal.get_patch(*refined)
+        assert kept is not None
+        return put(run, kept, journal.file(*refined)), dict.fromkeys(due, refined)
+    for step in steps:
+        patch |= _solve_step(stage, choices, order, step, stream, seen)
+    if settings is None or not patch:
+        return patch, {target: (f"solve-{stage.number}", target) for target in due}
+    patch = _refined(stage, stream, block, patch, settings, refined)
+    if alone and run.group.leads:
+        for target in due:
+            journal.forget(f"solve-{stage.number}", target)
+    return patch, dict.fromkeys(due, refined)
 
 
 #: (block, step inside it).
@@ -341,11 +375,12 @@ def _with_bases(walk: Walk, weights: Sequence[Weight]) -> dict[str, Tensor | Non
     }
 
 
-def _refined(stage: Stage, stream: Stream, block: Block, patch: Patch, settings: Refine) -> Patch:
-    """The block trained against the dense block's output, as a patch in the stored dtype."""
-    run = stage.run
-    unit = f"block-{block.index}"
-    name = f"refine-{stage.number}"
+def _refined(
+    stage: Stage, stream: Stream, block: Block, patch: Patch, settings: Refine, entry: Entry
+) -> Patch:
+    """The block trained against the dense block's output, as a patch in the stored dtype, kept as
+    an entry of the journal."""
+    run, (name, unit) = stage.run, entry
     kept = run.journal.get_patch(name, unit) if run.group.leads else None
     if kept is None and run.group.leads:
         wanted = stream.dense_outputs()
