@@ -159,3 +159,31 @@ def test_killed_in_the_middle_every_entry_is_whole_or_none(tmp_path, fresh_envir
                 assert torch.equal(tensors["x"], torch.full((2000,), float(meta["n"])))
                 whole += 1
     assert whole >= 6
+
+
+def test_a_finished_run_removes_its_own_things_alone(tmp_path):
+    """The work directory may be the user's: what else lies in it stays, and so does it."""
+    (tmp_path / "work").mkdir()
+    with Journal.open(tmp_path / "work", FINGERPRINT) as journal:
+        journal.put("survey", "in-0", {"h": torch.eye(2)})
+        (journal.scratch / "half").write_bytes(b"x")
+        (tmp_path / "work" / "notes.txt").write_text("mine")
+        journal.remove()
+    assert [path.name for path in (tmp_path / "work").iterdir()] == ["notes.txt"]
+
+
+def test_what_a_killed_run_left_in_scratch_goes_with_the_next(tmp_path):
+    with Journal.open(tmp_path / "work", FINGERPRINT) as journal:
+        (journal.scratch / "half").write_bytes(b"x")
+        journal.put("survey", "in-0", {"h": torch.eye(2)})
+    with Journal.open(tmp_path / "work", FINGERPRINT) as journal:
+        assert journal.get("survey", "in-0") is not None
+        assert not list(journal.scratch.iterdir())
+
+
+def test_a_forgotten_entry_is_gone(tmp_path):
+    with Journal.open(tmp_path / "work", FINGERPRINT) as journal:
+        journal.put("survey", "in-0", {"h": torch.eye(2)})
+        journal.forget("survey", "in-0")
+        journal.forget("survey", "in-0")
+        assert journal.get("survey", "in-0") is None

@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -27,6 +27,7 @@ from rankine.patch import Patch
 HEAD = "journal.json"
 LOCK = "lock"
 ENTRIES = "entries"
+SCRATCH = "scratch"
 
 
 def digest(data: Mapping[str, Any]) -> str:
@@ -64,6 +65,7 @@ class Journal:
             path.mkdir(parents=True, exist_ok=True)
             lock = _lock(path)
         try:
+            shutil.rmtree(path / SCRATCH, ignore_errors=True)  # of a killed run
             if fresh:
                 shutil.rmtree(path / ENTRIES, ignore_errors=True)
                 (path / HEAD).unlink(missing_ok=True)
@@ -79,6 +81,14 @@ class Journal:
         """The journal that another rank of the same run holds open. Each entry is made by one of
         them, and looked for by the others only behind a barrier after that."""
         return cls(Path(path), fingerprint, None)
+
+    @property
+    def scratch(self) -> Path:
+        """A directory for what a running process needs and a resumed one does not."""
+        place = self.path / SCRATCH
+        with disk_errors(self.path):
+            place.mkdir(exist_ok=True)
+        return place
 
     def has_entries(self) -> bool:
         """Is there any work to resume?"""
@@ -142,6 +152,16 @@ class Journal:
     def file(self, stage: str, unit: str) -> Path:
         """Where the tensors of an entry lie."""
         return self._files(stage, unit)[0]
+
+    def remove(self) -> None:
+        """Remove what is in the directory, and the directory itself if nothing else is left in it
+        (and it is nobody's mount point or working directory)."""
+        for name in (ENTRIES, SCRATCH):
+            shutil.rmtree(self.path / name, ignore_errors=True)
+        for name in (HEAD, LOCK):
+            (self.path / name).unlink(missing_ok=True)
+        with suppress(OSError):
+            self.path.rmdir()
 
     def close(self) -> None:
         """Let others open the directory."""

@@ -37,7 +37,7 @@ def measure(stage: Stage) -> None:
 
     with open_spool(run, stage.number, stage.targets, needs) as spool:
         stage.spool = spool
-        after, scratch = _Offers(stage, spool, needs).seen, run.journal.path
+        after, scratch = _Offers(stage, spool, needs).seen, run.journal.scratch
         walk = run.walk()
         stage.evidence = survey(walk, needs, spool.load, spool.keep, step, after, scratch)
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import os
 import platform
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -78,7 +78,7 @@ class Run:
     def forget(self) -> None:
         """Drop the journal once the output stands: a finished run has nothing to resume."""
         if self.group.leads:
-            shutil.rmtree(self.journal.path, ignore_errors=True)
+            self.journal.remove()
 
     def reopen_dense(self) -> nn.Module | None:
         """The input again, in float32 on the CPU, to be timed beside the result; None for a
@@ -235,7 +235,7 @@ def choose_device(name: str) -> torch.device:
 def work_directory(recipe: Recipe, output: Path | None) -> Path | None:
     """Where the journal lies: `work`, else beside the output, else nowhere lasting."""
     if recipe.work:
-        return Path(recipe.work)
+        return Path(recipe.work).expanduser()
     return output.with_name(output.name + ".rankine-work") if output is not None else None
 
 
@@ -246,8 +246,6 @@ def seed_everything(seed: int) -> None:
 
 def generator(seed: int, stage: str, unit: str) -> torch.Generator:
     """A unit's own generator: the same draws in any order, after any kill, on any rank."""
-    import hashlib
-
     digest = hashlib.sha256(f"{seed}/{stage}/{unit}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") % 2**63)
 
@@ -285,6 +283,8 @@ def fingerprint(
     recipe: Recipe, model: nn.Module, task: Task, weights: Weights | None = None
 ) -> dict[str, str]:
     """What the journal's entries depend on."""
+    import transformers
+
     from rankine import __version__
 
     return {
@@ -293,23 +293,21 @@ def fingerprint(
         **({"functions": task.code} if isinstance(task, FunctionTask) else {}),
         "recipe": str(sorted(recipe.decides().items())),
         "versions": f"rankine {__version__}, torch {torch.__version__}, "
-        f"python {platform.python_version()}",
-        "machine": processor(),
+        f"transformers {transformers.__version__}, python {platform.python_version()}",
+        "machine": f"{processor()}, {choose_device(recipe.device)}",
         "threads": str(torch.get_num_threads()),
     }
 
 
 def model_fingerprint(model: nn.Module, weights: Weights | None = None) -> str:
     """sha256 over names, shapes, dtypes and the bytes of every tensor, wherever it lies."""
-    import hashlib
-
     digest = hashlib.sha256()
     for name, tensor in counted(sorted(model.state_dict().items()), "read"):
         if isinstance(weights, Streamed):
             tensor = weights.read(name)
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().tobytes())
+        digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
