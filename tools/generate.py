@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT / "src"))
 os.environ["TERMINAL_WIDTH"] = os.environ["COLUMNS"] = "88"
 os.environ["NO_COLOR"] = "1"
 
+import scale_page  # noqa: E402
 import speed_page  # noqa: E402
 from rankine.cards import entry  # noqa: E402
 from rankine.discovery import catalogue  # noqa: E402
@@ -185,6 +186,7 @@ def generated() -> Iterator[tuple[str, str]]:
     yield "docs/methods.md", methods_page(found)
     yield "docs/cli.md", cli_page()
     yield "docs/speed.md", speed_page.page(ROOT / "benchmarks" / "results", NOTE, table)
+    yield "docs/scale.md", scale_page.page(ROOT / "benchmarks" / "results", NOTE, table)
 
 
 def main() -> int:
