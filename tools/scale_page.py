@@ -48,7 +48,8 @@ def _memory(found: Mapping[str, Any], table: Table) -> str:
     return (
         "## Peak memory, scratch and time\n\nRandom weights of Llama's shape in bfloat16, "
         "vocabulary 32,000, 8 × 256 calibration tokens, measured before and after. Peaks are "
-        f"VmHWM, mapped file pages included; imports alone take {found['imports_bytes'] / 1e9:.2f} GB. "
+        "VmHWM, mapped file pages included; imports alone take "
+        f"{found['imports_bytes'] / 1e9:.2f} GB. "
         f"{_machine(found['hardware'])}.\n\n" + table(headers, rows)
     )
 
