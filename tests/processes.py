@@ -58,6 +58,7 @@ class Processes:
             pytest.fail("expected the marker `process` on a test that starts Python, found none")
         return result
 
+    @pytest.hookimpl(optionalhook=True)  # without xdist there are no nodes
     def pytest_testnodedown(self, node: Any) -> None:
         """In xdist's controller: what a worker counted."""
         for name in ("started", "seconds"):

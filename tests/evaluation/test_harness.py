@@ -38,6 +38,7 @@ def by_hand(model, tokenizer, rows):
 
 
 @pytest.mark.slow
+@pytest.mark.process  # lm-eval asks pip what is installed
 def test_multiple_choice_and_yaml(model, tokenizer, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     monkeypatch.delenv("HF_DATASETS_OFFLINE", raising=False)

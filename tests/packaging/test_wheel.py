@@ -23,6 +23,7 @@ def metadata(files, name):
     return files[path].decode()
 
 
+@pytest.mark.process  # the first to ask for the wheel, which is built then
 def test_it_holds_all_that_a_run_needs_and_nothing_else(files):
     for name in (
         "py.typed",

@@ -114,12 +114,15 @@ def _solve_in_order(stage: Stage, choices: Mapping[str, Option], due: Sequence[T
             with walk.standing(block.path):
                 stream = Stream.of_block(walk, block, dense_hidden)
                 alone = len(stretch) == 1
+
+                def told(more: int, before: int = len(solved)) -> None:
+                    run.progress("solve", before + more, len(due))
+
                 block_patch, entries = _solve_block(
-                    stage, choices, order, block, stream, seen, alone
+                    stage, choices, order, block, stream, seen, alone, told
                 )
                 patch |= block_patch
                 solved |= entries
-                run.progress("solve", len(solved), len(due))
                 dense_hidden = stream.dense_outputs()
                 walk.advance(block)
                 _free_behind(stage, solved, due)
@@ -144,9 +147,11 @@ def _solve_block(
     stream: Stream,
     seen: Live,
     alone: bool,
+    told: Callable[[int], None],
 ) -> tuple[Patch, dict[str, Entry]]:
     """A block's patch, and which entry of the journal holds each target. Of a block that no target
-    reaches out of (`alone`), the refined patch takes the place of what was solved."""
+    reaches out of (`alone`), the refined patch takes the place of what was solved. `told` is called
+    with the number of its targets that are solved."""
     run, patch = stage.run, Patch()
     steps = [(block.index, s) for s in range(len(block.steps))]
     due = [target.id for step in steps for target in order.due.get(step, ())]
@@ -156,9 +161,13 @@ def _solve_block(
     if run.group.first(lambda: stands):
         kept = journal.get_patch(*refined)
         assert kept is not None
+        told(len(due))
         return put(run, kept, journal.file(*refined)), dict.fromkeys(due, refined)
+    done = 0
     for step in steps:
         patch |= _solve_step(stage, choices, order, step, stream, seen)
+        done += len(order.due.get(step, ()))
+        told(done)
     if settings is None or not patch:
         return patch, {target: (f"solve-{stage.number}", target) for target in due}
     patch = _refined(stage, stream, block, patch, settings, refined)
