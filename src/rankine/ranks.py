@@ -292,7 +292,7 @@ class _Ranks(Group):
         if not self._peers:
             return False
         host, pid = self._peers[rank]
-        return host == socket.gethostname() and not _runs(pid)
+        return host == socket.gethostname() and not runs(pid)
 
     def _blamed(self, error: RuntimeError) -> RankError:
         """Who broke a connection: looked for until everybody else has given two signs of life."""
@@ -388,7 +388,7 @@ def _address() -> tuple[str, int]:
     return socket.gethostname(), os.getpid()
 
 
-def _runs(pid: int) -> bool:
+def runs(pid: int) -> bool:
     """Is there such a process on this machine, and not only what its parent has not looked at?"""
     try:
         os.kill(pid, 0)

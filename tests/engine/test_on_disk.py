@@ -132,7 +132,9 @@ def bytes_below(directory):
 
 
 @pytest.mark.parametrize("memory", ["1TB", "1kB"], ids=["resident", "streamed"])
-@pytest.mark.parametrize("method", ["svd_llm", "lord", "auto", "kfac_svd", "auto refined"])
+@pytest.mark.parametrize(
+    "method", ["svd_llm", "lord", "auto", "kfac_svd", "auto refined", "basis_sharing"]
+)
 def test_scratch_is_what_the_plan_said_and_empties(broad, tmp_path, method, memory):
     seen, work = [0], tmp_path / "work"
 

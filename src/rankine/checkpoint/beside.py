@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 
 from rankine.checkpoint.form import ADAPTER, CONFIG, PATCH
 from rankine.errors import UserError
+from rankine.ranks import runs
 
 #: Behind a directory's own name, in that of the sibling which takes its place.
 WRITING = "writing-"
@@ -113,21 +114,10 @@ def _clear(parent: Path, prefix: str) -> None:
             if not left.name.startswith(prefix):
                 continue
             maker = left.name.removeprefix(prefix).partition("-")[0]
-            if any(left.iterdir()) or not _runs(maker):
+            if any(left.iterdir()) or not (maker.isdecimal() and runs(int(maker))):
                 with _held(left) as free:
                     if free:
                         shutil.rmtree(left, ignore_errors=True)
-
-
-def _runs(process: str) -> bool:
-    """Is there a process of this number here?"""
-    try:
-        os.kill(int(process), 0)
-    except (ValueError, ProcessLookupError):
-        return False
-    except PermissionError:  # somebody else's
-        return True
-    return True
 
 
 def final_name(beside: Path) -> str:

@@ -16,7 +16,7 @@ from rankine.budget import Bid
 from rankine.engine.shared import lacking, made_ahead
 from rankine.engine.solve import Live
 from rankine.engine.stage import Stage, WorkSource, by_block, needed, put, with_biases
-from rankine.method import Evidence
+from rankine.method import Compressor, Evidence
 from rankine.patch import Patch
 from rankine.statistics import InputMoment
 from rankine.statistics.survey import measured
@@ -31,17 +31,21 @@ POINTS = 128
 def solves_at_once(stage: Stage) -> bool:
     """May each target be solved behind its own block's measurement? Its size must not depend on
     what is measured, nor its fit on another block or on gradients."""
-    method = stage.method
+    return can_solve_at_once(stage.method, stage.targets)
+
+
+def can_solve_at_once(method: Compressor, targets: Sequence[Target]) -> bool:
+    """The same of a method and its targets alone: for a plan."""
     return (
         method.by_size
         and method.stream == "dense"
         and method.refinement is None
-        and all(need <= AT_ONCE for need in needed(stage, stage.targets).values())
+        and all(method.needs(target) <= AT_ONCE for target in targets)
         and all(
             target.kind == "weight"
             and len(target.weights) == 1
             and target.weights[0].operator in ("linear", "conv1d", "bank")
-            for target in stage.targets
+            for target in targets
         )
     )
 

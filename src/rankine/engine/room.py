@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from rankine.anatomy import Anatomy, Target
+from rankine.engine.at_once import can_solve_at_once
 from rankine.engine.memory import footprint
 from rankine.method import Compressor
 from rankine.statistics import Need
@@ -55,7 +56,9 @@ def _stage(
     """On the way forward input moments and hidden states pile up, on the way back gradient moments
     take the place of both; then solved targets take the place of moments."""
     needs = {w.path: need for t in targets if (need := method.needs(t)) for w in t.weights}
-    if not needs or method.by_size:  # each target is solved behind its own block
+    if not needs or can_solve_at_once(
+        method, targets
+    ):  # each target is solved behind its own block
         return solved
     inputs, gradients = map(sum, zip(*_by_block(anatomy, needs), strict=True))
     points = sum(o * i // (o + i) for t in targets for o, i in [t.shape])
